@@ -1,0 +1,153 @@
+//! What the cluster and the host say, as plain values. Sources fill it, the plan reads it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::Serialize;
+
+/// TCP or UDP; anything else a Service names is [`ServicePort::other_protocol`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub enum Protocol {
+    /// 6
+    Tcp,
+    /// 17
+    Udp,
+}
+
+/// Everything the plan may look at besides the maps.
+#[derive(Clone, Debug, Default)]
+pub struct World {
+    /// This node's name.
+    pub node: String,
+    /// The listed Services of type LoadBalancer of our class, by `namespace/name`.
+    pub services: BTreeMap<String, Service>,
+    /// Addresses that are never judged: any `Node.status.addresses`, and the host's own.
+    pub node_addresses: BTreeSet<IpAddr>,
+    /// `LBNodeAgent.spec.datapath` of this node.
+    pub datapath: Datapath,
+    /// kube-proxy was found beside us: PASS is an answer (D13).
+    pub kube_proxy: bool,
+    /// The data path was already running with other tables, or this is a live node: first adoption has `prev = PASS` (4.2).
+    pub live: bool,
+}
+
+/// A Service with its addresses and endpoints (all slices of it already merged).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Service {
+    /// Where it was read, for people: `file:line` or empty.
+    pub origin: String,
+    /// `status.loadBalancer.ingress[].ip`.
+    pub vips: BTreeSet<IpAddr>,
+    /// `spec.ports`.
+    pub ports: Vec<ServicePort>,
+    /// `spec.externalTrafficPolicy: Local`.
+    pub local_policy: bool,
+    /// This node is preferred (annotation, trafficDistribution PreferSameNode), D13.
+    pub prefer_local: bool,
+    /// `spec.sessionAffinity: ClientIP`: its timeout in seconds.
+    pub affinity: Option<u32>,
+    /// `spec.loadBalancerSourceRanges`; empty: everybody.
+    pub source_ranges: BTreeSet<IpNet>,
+    /// Endpoints of all its EndpointSlices.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// One port of a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePort {
+    /// Name, may be empty; matched with the slice's port name.
+    pub name: String,
+    /// Host order.
+    pub port: u16,
+    /// `None`: a protocol that is not TCP or UDP (SCTP): passed.
+    pub protocol: Option<Protocol>,
+}
+
+/// One endpoint address with one named port of a slice.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Endpoint {
+    /// Pod or node address.
+    pub addr: IpAddr,
+    /// Name of the Service port that this leads to.
+    pub port_name: String,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// Target port, host order.
+    pub port: u16,
+    /// `nodeName`; `None`: not local.
+    pub node: Option<String>,
+    /// Its conditions.
+    pub state: EndpointState,
+    /// `conditions.serving` (while terminating it may still serve).
+    pub serving: bool,
+}
+
+/// The three states an endpoint in a slice can have; a fourth, gone, is absence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EndpointState {
+    /// Takes new flows.
+    Ready,
+    /// Takes none; running TCP flows keep going, UDP decides anew.
+    Unready,
+    /// Keeps its flows; takes new ones only when nothing else is left and it serves.
+    Terminating,
+}
+
+/// `LBNodeAgent.spec.datapath`, defaults filled in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Datapath {
+    /// Names or regular expressions (`/…/`); empty: found by routes.
+    pub interfaces: Vec<String>,
+    /// `auto`, `xdp`, `xdp-generic`, `tcx`.
+    pub hook: Hook,
+    /// `Off` detaches everything; the rest is stack mode for now.
+    pub mode: Mode,
+    /// Ports of a VIP that no Service has are passed instead of dropped.
+    pub unknown_ports_pass: bool,
+    /// `clusterTraffic`; `None`: PreferLocal without kube-proxy, KubeProxy with it.
+    pub prefer_local: Option<bool>,
+}
+
+/// Which hook an uplink gets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Hook {
+    /// Native XDP where it is right, else tcx (D15).
+    #[default]
+    Auto,
+    /// Native XDP or a problem.
+    Xdp,
+    /// Generic XDP.
+    XdpGeneric,
+    /// tcx ingress.
+    Tcx,
+}
+
+/// `datapath.mode`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Stack mode for now.
+    #[default]
+    Auto,
+    /// Into normal forwarding.
+    Stack,
+    /// Later; treated as stack and reported.
+    Fast,
+    /// No programs on the uplinks.
+    Off,
+}
+
+impl Default for Datapath {
+    fn default() -> Self {
+        Self {
+            interfaces: Vec::new(),
+            hook: Hook::Auto,
+            mode: Mode::Auto,
+            unknown_ports_pass: false,
+            prefer_local: None,
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Loads the object, adopting pinned maps; and removes everything again.
+
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use aya::programs::{ProgramError, SchedClassifier, Xdp};
+use aya::{Ebpf, EbpfLoader};
+use purelb_common::SCHEMA;
+
+use super::{BpfError, Maps, sys};
+
+const FAMILY_MAPS: [&str; 11] = [
+    "VIPS", "SERVICES", "ENDPOINTS", "PINS", "HALF_OPEN", "REPLIES", "UDP_REPLIES", "DIRECT", "AFFINITY", "REVSVC", "SRC_RANGES",
+];
+const SHARED_MAPS: [&str; 7] = ["CONFIG", "CLOCK", "VIP_BITMAP", "SLOTS", "STATS", "REASONS", "EVENTS"];
+
+/// The loaded programs and their maps.
+pub struct Programs {
+    pub(super) root: PathBuf,
+    pub(super) xdp: OwnedFd,
+    pub(super) ingress: OwnedFd,
+    pub(super) egress: OwnedFd,
+    /// `datapath.mode: Off`.
+    pub(super) off: bool,
+    maps: Maps,
+    /// Keeps what is not pinned.
+    _ebpf: Ebpf,
+}
+
+/// Loads the programs of `object`; maps pinned under `root` are adopted, others are made and pinned.
+pub fn load(root: &Path, object: &[u8]) -> Result<Programs, BpfError> {
+    std::fs::create_dir_all(root.join("links")).map_err(|e| BpfError::syscall("mkdir", root, e))?;
+    if !sys::is_bpffs(root).map_err(|e| BpfError::syscall("statfs", root, e))? {
+        return Err(BpfError::NotBpffs { path: root.to_path_buf() });
+    }
+    // Maps of another version would only show as an error of the verifier.
+    match Maps::open(root) {
+        Ok(_) | Err(BpfError::Missing { .. }) => {}
+        Err(e) => return Err(e),
+    }
+    let names = SHARED_MAPS.iter().map(ToString::to_string);
+    let names: Vec<String> = names.chain(FAMILY_MAPS.iter().flat_map(|n| [format!("{n}4"), format!("{n}6")])).collect();
+    let mut loader = EbpfLoader::new();
+    for name in &names {
+        loader.map_pin_path(name.as_str(), root.join(name));
+    }
+    let mut ebpf = loader.load(object).map_err(|e| BpfError::Load(Box::new(e)))?;
+
+    let xdp = load_xdp(&mut ebpf, "purelb_xdp")?;
+    let ingress = load_classifier(&mut ebpf, "purelb_ingress")?;
+    let egress = load_classifier(&mut ebpf, "purelb_egress")?;
+    let clock = load_xdp(&mut ebpf, "clock")?;
+    let pin = root.join("prog_clock");
+    unlink(&pin)?;
+    sys::pin(clock.as_fd(), &pin).map_err(|e| BpfError::syscall("BPF_OBJ_PIN", &pin, e))?;
+
+    let maps = Maps::open(root)?;
+    let mut config = maps.config()?;
+    if config.schema != SCHEMA {
+        config.schema = SCHEMA;
+        maps.set_config(&config)?;
+    }
+    Ok(Programs { root: root.to_path_buf(), xdp, ingress, egress, off: false, maps, _ebpf: ebpf })
+}
+
+/// Detaches the programs and removes every pin under `root` and the folder. All is tried; the first error is told.
+pub fn remove(root: &Path) -> Result<(), BpfError> {
+    if !root.exists() {
+        return Ok(());
+    }
+    if !sys::is_bpffs(root).map_err(|e| BpfError::syscall("statfs", root, e))? {
+        return Err(BpfError::NotBpffs { path: root.to_path_buf() });
+    }
+    // Links first: while a program runs, its maps had better be there.
+    let links = empty(&root.join("links"));
+    let rest = empty(root);
+    let folder = std::fs::remove_dir(root).map_err(|e| BpfError::syscall("rmdir", root, e));
+    links.and(rest).and(folder)
+}
+
+impl Programs {
+    /// Their maps.
+    #[must_use]
+    pub const fn maps(&self) -> &Maps {
+        &self.maps
+    }
+
+    /// Their maps.
+    pub const fn maps_mut(&mut self) -> &mut Maps {
+        &mut self.maps
+    }
+}
+
+fn load_xdp(ebpf: &mut Ebpf, name: &str) -> Result<OwnedFd, BpfError> {
+    let program = ebpf.program_mut(name).ok_or_else(|| BpfError::NoProgram { name: name.to_owned() })?;
+    let fd = <&mut Xdp>::try_from(program).and_then(|p| p.load().and_then(|()| clone(p.fd())));
+    fd.map_err(|e| BpfError::program(name, &e))
+}
+
+fn load_classifier(ebpf: &mut Ebpf, name: &str) -> Result<OwnedFd, BpfError> {
+    let program = ebpf.program_mut(name).ok_or_else(|| BpfError::NoProgram { name: name.to_owned() })?;
+    let fd = <&mut SchedClassifier>::try_from(program).and_then(|p| p.load().and_then(|()| clone(p.fd())));
+    fd.map_err(|e| BpfError::program(name, &e))
+}
+
+fn clone(fd: Result<&aya::programs::ProgramFd, ProgramError>) -> Result<OwnedFd, ProgramError> {
+    fd?.as_fd().try_clone_to_owned().map_err(ProgramError::IOError)
+}
+
+/// Removes the files of a folder, and its empty folders.
+fn empty(folder: &Path) -> Result<(), BpfError> {
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(BpfError::syscall("readdir", folder, e)),
+    };
+    let mut result = Ok(());
+    for entry in entries.flatten() {
+        let path = entry.path();
+        let removed = if path.is_dir() {
+            std::fs::remove_dir(&path).map_err(|e| BpfError::syscall("rmdir", &path, e))
+        } else {
+            unlink(&path)
+        };
+        result = result.and(removed);
+    }
+    result
+}
+
+fn unlink(path: &Path) -> Result<(), BpfError> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(BpfError::syscall("unlink", path, e)),
+        _ => Ok(()),
+    }
+}

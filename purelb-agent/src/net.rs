@@ -1,0 +1,58 @@
+//! The host's network as the agent needs it, by rtnetlink; read only.
+
+mod observe;
+mod watch;
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use purelb_plan::problem::Problem;
+
+pub use watch::Netlink;
+
+/// An interface that packets for VIPs arrive by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Uplink {
+    /// Name.
+    pub name: String,
+    /// Index.
+    pub index: u32,
+    /// `veth`, `bridge`, ...; empty for a device with a driver of its own.
+    pub kind: String,
+    /// MTU.
+    pub mtu: u32,
+    /// It is up.
+    pub up: bool,
+}
+
+/// The network at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// In the order of their indices.
+    pub uplinks: Vec<Uplink>,
+    /// Other interfaces with a route through a gateway: replies may leave by them.
+    pub exits: Vec<Uplink>,
+    /// The host's own permanent addresses.
+    pub addresses: BTreeSet<IpAddr>,
+    /// Faults of `datapath.interfaces`.
+    pub problems: Vec<Problem>,
+}
+
+/// Netlink did not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum NetError {
+    /// No socket.
+    #[error("cannot open a netlink socket: {0}")]
+    Socket(#[from] std::io::Error),
+    /// A dump failed.
+    #[error("cannot list {what} by netlink: {source}")]
+    Dump {
+        /// links, addresses or routes.
+        what: &'static str,
+        /// Why.
+        source: rtnetlink::Error,
+    },
+    /// The socket's task ended.
+    #[error("the netlink socket was closed")]
+    Closed,
+}

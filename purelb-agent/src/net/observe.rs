@@ -1,0 +1,158 @@
+//! Which interfaces are uplinks, and which addresses are the host's own.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use futures::TryStreamExt as _;
+use ipnet::IpNet;
+use purelb_plan::problem::Problem;
+use purelb_plan::world::Datapath;
+use rtnetlink::RouteMessageBuilder;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
+
+use super::{NetError, Netlink, Snapshot, Uplink};
+
+/// Holds addresses of VIPs, never the host's own.
+const VIP_DEVICE: &str = "kube-lb0";
+
+impl Netlink {
+    /// Reads links, addresses and routes once.
+    pub async fn snapshot(&self, datapath: &Datapath) -> Result<Snapshot, NetError> {
+        let fail = |what| move |source| NetError::Dump { what, source };
+        let links: Vec<LinkMessage> = self.handle.link().get().execute().try_collect().await.map_err(fail("links"))?;
+        let addresses: Vec<AddressMessage> = self.handle.address().get().execute().try_collect().await.map_err(fail("addresses"))?;
+        let v4 = RouteMessageBuilder::<std::net::Ipv4Addr>::new().build();
+        let v6 = RouteMessageBuilder::<std::net::Ipv6Addr>::new().build();
+        let mut routes: Vec<RouteMessage> = self.handle.route().get(v4).execute().try_collect().await.map_err(fail("routes"))?;
+        routes.extend(self.handle.route().get(v6).execute().try_collect::<Vec<_>>().await.map_err(fail("routes"))?);
+        Ok(snapshot(&links, &addresses, &routes, datapath))
+    }
+}
+
+fn snapshot(links: &[LinkMessage], addresses: &[AddressMessage], routes: &[RouteMessage], datapath: &Datapath) -> Snapshot {
+    let devices: BTreeMap<u32, Uplink> =
+        links.iter().filter(|l| !l.header.flags.contains(LinkFlags::Loopback)).map(device).map(|d| (d.index, d)).collect();
+    let mut problems = Vec::new();
+    let wanted: BTreeSet<u32> = if datapath.interfaces.is_empty() {
+        routes.iter().filter(|r| is_default(r)).flat_map(outgoing).collect()
+    } else {
+        datapath.interfaces.iter().flat_map(|entry| matching(entry, &devices, &mut problems)).collect()
+    };
+    let gateways: BTreeSet<u32> = routes.iter().filter(|r| has_gateway(r)).flat_map(outgoing).collect();
+    let pick = |indices: &BTreeSet<u32>| indices.iter().filter_map(|i| devices.get(i)).filter(|d| d.name != VIP_DEVICE).cloned().collect();
+    let exits = gateways.difference(&wanted).copied().collect();
+    Snapshot { uplinks: pick(&wanted), exits: pick(&exits), addresses: own(addresses, routes, &devices), problems }
+}
+
+fn device(link: &LinkMessage) -> Uplink {
+    let mut device = Uplink { name: String::new(), index: link.header.index, kind: String::new(), mtu: 0, up: link.header.flags.contains(LinkFlags::Up) };
+    for attribute in &link.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => device.name.clone_from(name),
+            LinkAttribute::Mtu(mtu) => device.mtu = *mtu,
+            LinkAttribute::LinkInfo(infos) => {
+                for info in infos {
+                    if let LinkInfo::Kind(kind) = info {
+                        device.kind = kind.to_string();
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    device
+}
+
+fn is_default(route: &RouteMessage) -> bool {
+    route.header.destination_prefix_length == 0 && route.header.kind == RouteType::Unicast
+}
+
+fn has_gateway(route: &RouteMessage) -> bool {
+    let gateway = |a: &RouteAttribute| matches!(a, RouteAttribute::Gateway(_) | RouteAttribute::Via(_));
+    route.attributes.iter().any(|a| match a {
+        RouteAttribute::MultiPath(hops) => hops.iter().any(|hop| hop.attributes.iter().any(gateway)),
+        other => gateway(other),
+    })
+}
+
+fn outgoing(route: &RouteMessage) -> Vec<u32> {
+    let mut indices = Vec::new();
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => indices.push(*index),
+            RouteAttribute::MultiPath(hops) => indices.extend(hops.iter().map(|hop| hop.interface_index)),
+            _ => {}
+        }
+    }
+    indices
+}
+
+/// An exact name, or `/regex/` over whole names.
+fn matching(entry: &str, devices: &BTreeMap<u32, Uplink>, problems: &mut Vec<Problem>) -> Vec<u32> {
+    let mut fault = |message: String, remedy: &str| {
+        problems.push(Problem {
+            object: format!("interface {entry}"),
+            field: "spec.datapath.interfaces".to_owned(),
+            message,
+            remedy: remedy.to_owned(),
+            origin: String::new(),
+        });
+        Vec::new()
+    };
+    let Some(pattern) = entry.strip_prefix('/').and_then(|e| e.strip_suffix('/')) else {
+        return match devices.values().find(|d| d.name == entry) {
+            Some(device) => vec![device.index],
+            None => fault("there is no such interface on this node".to_owned(), "correct the name, or leave the list empty to use those with a default route"),
+        };
+    };
+    match regex::Regex::new(&format!("^(?:{pattern})$")) {
+        Err(e) => fault(format!("not a regular expression: {e}"), "correct it; the syntax is that of the Rust crate regex"),
+        Ok(regex) => {
+            let found: Vec<u32> = devices.values().filter(|d| regex.is_match(&d.name)).map(|d| d.index).collect();
+            if found.is_empty() { fault("no interface of this node matches".to_owned(), "correct the expression; it must match the whole name") } else { found }
+        }
+    }
+}
+
+/// Permanent addresses whose connected route exists; not host addresses, which may be VIPs.
+fn own(addresses: &[AddressMessage], routes: &[RouteMessage], devices: &BTreeMap<u32, Uplink>) -> BTreeSet<IpAddr> {
+    let connected: BTreeSet<(u32, IpNet)> = routes
+        .iter()
+        .filter(|r| !has_gateway(r))
+        .filter_map(|r| destination(r).map(|net| (r, net)))
+        .flat_map(|(r, net)| outgoing(r).into_iter().map(move |index| (index, net)))
+        .collect();
+    let mut own = BTreeSet::new();
+    for message in addresses {
+        let index = message.header.index;
+        if devices.get(&index).is_none_or(|d| d.name == VIP_DEVICE) {
+            continue;
+        }
+        let (mut local, mut address, mut flags) = (None, None, None);
+        for attribute in &message.attributes {
+            match attribute {
+                AddressAttribute::Local(ip) => local = Some(*ip),
+                AddressAttribute::Address(ip) => address = Some(*ip),
+                AddressAttribute::Flags(f) => flags = Some(*f),
+                _ => {}
+            }
+        }
+        let (Some(ip), Some(flags)) = (local.or(address), flags) else { continue };
+        let Ok(net) = IpNet::new(ip, message.header.prefix_len) else { continue };
+        if flags.contains(AddressFlags::Permanent) && net.prefix_len() < net.max_prefix_len() && connected.contains(&(index, net.trunc())) {
+            own.insert(ip);
+        }
+    }
+    own
+}
+
+fn destination(route: &RouteMessage) -> Option<IpNet> {
+    let address = route.attributes.iter().find_map(|a| match a {
+        RouteAttribute::Destination(RouteAddress::Inet(ip)) => Some(IpAddr::V4(*ip)),
+        RouteAttribute::Destination(RouteAddress::Inet6(ip)) => Some(IpAddr::V6(*ip)),
+        _ => None,
+    })?;
+    IpNet::new(address, route.header.destination_prefix_length).ok()
+}

@@ -1,0 +1,49 @@
+//! The netlink connection: requests and the news of links, addresses and routes.
+
+use futures::StreamExt as _;
+use futures::channel::mpsc::UnboundedReceiver;
+use rtnetlink::packet_core::NetlinkMessage;
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::sys::SocketAddr;
+use rtnetlink::{Handle, MulticastGroup};
+use tokio::task::JoinHandle;
+
+use super::NetError;
+
+/// A netlink socket of this network namespace.
+pub struct Netlink {
+    pub(super) handle: Handle,
+    news: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
+    tasks: [JoinHandle<()>; 2],
+}
+
+impl Netlink {
+    /// Opens it; from now on no change is missed. Must be called inside a tokio runtime.
+    pub fn new() -> Result<Self, NetError> {
+        let groups = [
+            MulticastGroup::Link,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv6Ifaddr,
+            MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Route,
+        ];
+        let (watcher, _, news) = rtnetlink::new_multicast_connection(&groups)?;
+        let (requests, handle, _) = rtnetlink::new_connection()?;
+        Ok(Self { handle, news, tasks: [tokio::spawn(watcher), tokio::spawn(requests)] })
+    }
+
+    /// Resolves when anything changed since the last call; a burst is one change.
+    pub async fn changed(&mut self) -> Result<(), NetError> {
+        self.news.next().await.ok_or(NetError::Closed)?;
+        while self.news.try_recv().is_ok() {}
+        Ok(())
+    }
+}
+
+impl Drop for Netlink {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! The way back: whose reply leaves by the uplink, and what a client's own connection to an endpoint
+//! changes about it (4.3 of the design: a pod's own traffic leaves untouched).
+
+use crate::decide::{Tables, age};
+use crate::hash::Address;
+use crate::parse;
+use crate::table::{CLOSED, CONFIG_REVSVC, Config, FIN_ENDPOINT, Reply, ReplyKey, RevKey};
+use crate::verdict::Reason;
+
+const FIN: u32 = parse::FIN as u32;
+const SYN: u32 = parse::SYN as u32;
+const RST: u32 = parse::RST as u32;
+const TCP: u16 = 6;
+
+/// A reply that leaves by the uplink: the VIP and port its source becomes, and why.
+#[inline(always)]
+pub fn reply<A: Address, T: Tables<A>, const PROTO: u16>(
+    tables: &T,
+    config: &Config,
+    key: &ReplyKey<A>,
+    flags: u32,
+    tick: u32,
+) -> Option<(A, u16, Reason)> {
+    let seen = match tables.reply(key) {
+        Some(r) => Some(r),
+        None if PROTO == TCP => promote(tables, key, flags, tick),
+        None => None,
+    };
+    if let Some(mut r) = seen {
+        let alive = tables.endpoint(r.endpoint).is_some_and(|e| { e.generation } == { r.generation });
+        if alive {
+            let mut state = r.state;
+            if PROTO == TCP && flags & RST != 0 {
+                state = CLOSED;
+            } else if PROTO == TCP && flags & FIN != 0 {
+                state |= FIN_ENDPOINT;
+            }
+            if flags & (RST | SYN) == 0 && (state != { r.state } || tick != { r.used }) {
+                r.state = state;
+                r.used = tick;
+                tables.put_reply(key, &r);
+            } else if flags & RST != 0 && state != { r.state } && tables.reply(key).is_some() {
+                r.state = state;
+                tables.put_reply(key, &r);
+            }
+            return Some((r.vip, r.port, Reason::ReplyTranslated));
+        }
+    }
+    // UDP has no SYN that could tell a client of the pod itself, so only TCP is guessed.
+    if PROTO == TCP && config.flags & CONFIG_REVSVC != 0 {
+        let rev = tables.reverse(&RevKey { pod: key.pod, port: key.pod_port, proto: PROTO })?;
+        if !tables.direct(key) {
+            return Some((rev.vip, rev.port, Reason::ReplyByService));
+        }
+    }
+    None
+}
+
+/// The half-open entry becomes a reply entry at the first answer that is neither SYN nor RST, so a
+/// spoofed flood never evicts a flow that runs.
+#[inline(always)]
+fn promote<A: Address, T: Tables<A>>(tables: &T, key: &ReplyKey<A>, flags: u32, tick: u32) -> Option<Reply<A>> {
+    let mut r = tables.half_open(key)?;
+    if flags & (SYN | RST) == 0 {
+        r.used = tick;
+        tables.put_reply(key, &r);
+        tables.remove_half_open(key);
+    }
+    Some(r)
+}
+
+/// A SYN for an address that is no VIP: when it opens a connection to an endpoint itself, what an
+/// earlier flow through a VIP left for the same ports must not translate its replies. True: the
+/// pod's port leads to a VIP, so `DIRECT` has to remember this client.
+#[inline(always)]
+pub fn direct<A: Address, T: Tables<A>>(tables: &T, config: &Config, key: &ReplyKey<A>, tick: u32) -> bool {
+    if tables.half_open(key).is_some() {
+        tables.remove_half_open(key);
+    }
+    if let Some(r) = tables.reply(key)
+        && ({ r.state } == CLOSED || age(tick, r.used) > config.tcp_idle)
+    {
+        tables.remove_reply(key);
+    }
+    tables.reverse(&RevKey { pod: key.pod, port: key.pod_port, proto: TCP }).is_some()
+}

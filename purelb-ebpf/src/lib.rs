@@ -1,0 +1,2 @@
+//! Lets cargo depend on the crate; the programs are in `main.rs`.
+#![no_std]

@@ -1,0 +1,177 @@
+//! The agent's process of one node, and its commands.
+
+use std::fs::{File, OpenOptions};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::netns::Netns;
+use crate::sys;
+
+/// An agent that can be stopped and started again; what it pinned stays until `cleanup` or the lab's end.
+#[derive(Debug)]
+pub struct Agent {
+    netns: Netns,
+    node: String,
+    source: PathBuf,
+    bpf_root: PathBuf,
+    state: PathBuf,
+    log: PathBuf,
+    child: Option<Child>,
+}
+
+/// The agent's binary: `PURELB_AGENT_BIN`, else beside this program's target folder, else the workspace's.
+pub fn binary() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("PURELB_AGENT_BIN") {
+        return Ok(PathBuf::from(path));
+    }
+    let own = std::env::current_exe().context("path of this program")?;
+    let beside = own.ancestors().skip(1).take(2).map(|folder| folder.join("purelb-agent"));
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/debug/purelb-agent");
+    beside
+        .chain([workspace])
+        .find(|path| path.is_file())
+        .context("no purelb-agent binary: `cargo xtask test` builds it, or set PURELB_AGENT_BIN")
+}
+
+impl Agent {
+    /// Prepares it; nothing runs yet.
+    #[must_use]
+    pub fn new(netns: &Netns, node: &str, source: &Path, bpf_root: PathBuf, folder: &Path) -> Self {
+        Self {
+            netns: netns.clone(),
+            node: node.to_owned(),
+            source: source.to_owned(),
+            bpf_root,
+            state: folder.join(format!("state-{node}")),
+            log: folder.join(format!("{node}.log")),
+            child: None,
+        }
+    }
+
+    /// Starts the process.
+    pub fn start(&mut self) -> Result<()> {
+        let log = OpenOptions::new().create(true).append(true).open(&self.log).context("open the agent's log")?;
+        let child = self
+            .netns
+            .command(binary()?)
+            .arg("node")
+            .arg("--source")
+            .arg(format!("dir:{}", self.source.display()))
+            .args(["--node-name", &self.node])
+            .arg("--bpf-root")
+            .arg(&self.bpf_root)
+            .arg("--state")
+            .arg(&self.state)
+            .env("RUST_LOG", "info")
+            .stdin(Stdio::null())
+            .stdout(copy(&log)?)
+            .stderr(log)
+            .spawn()
+            .context("start purelb-agent by nsenter")?;
+        self.child = Some(child);
+        Ok(())
+    }
+
+    /// Waits until it says that all is programmed and every uplink is attached.
+    pub fn wait_ready(&mut self) -> Result<()> {
+        let this = &mut *self;
+        let result = sys::wait_for("the agent is ready", Duration::from_secs(20), || {
+            if let Some(status) = this.child.as_mut().map(Child::try_wait).transpose()?.flatten() {
+                bail!("the agent ended with {status}");
+            }
+            let status = this.query(&["status"])?;
+            let attached = status.get("uplinks").and_then(Value::as_array).is_some_and(|uplinks| {
+                !uplinks.is_empty() && uplinks.iter().all(|uplink| uplink.get("attached") == Some(&Value::Bool(true)))
+            });
+            Ok(attached && status.get("ready") == Some(&Value::Bool(true)))
+        });
+        result.with_context(|| format!("agent of {}, its log ends so:\n{}", self.node, self.log_tail()))
+    }
+
+    /// Sends a signal and waits for the end.
+    pub fn stop(&mut self, signal: Signal) -> Result<()> {
+        let Some(mut child) = self.child.take() else { return Ok(()) };
+        kill(Pid::from_raw(i32::try_from(child.id())?), signal).context("signal the agent")?;
+        let ended = sys::wait_for("the agent ends", Duration::from_secs(10), || Ok(child.try_wait()?.is_some()));
+        if ended.is_err() {
+            drop(child.kill());
+            drop(child.wait());
+        }
+        ended
+    }
+
+    /// One of its commands, `-o json`.
+    pub fn query(&self, args: &[&str]) -> Result<Value> {
+        let text = self.command(args, true)?;
+        serde_json::from_str(&text).with_context(|| format!("`purelb-agent {}` wrote no JSON: {text}", args.join(" ")))
+    }
+
+    /// One of its commands as people see it, or as JSON.
+    pub fn command(&self, args: &[&str], json: bool) -> Result<String> {
+        let mut command: Command = self.netns.command(binary()?);
+        command.args(args).arg("--bpf-root").arg(&self.bpf_root);
+        if json {
+            command.args(["-o", "json"]);
+        }
+        sys::output(&mut command)
+    }
+
+    /// How many packets that reason has counted.
+    pub fn dropped(&self, reason: &str) -> Result<u64> {
+        let drops = self.query(&["drops"])?;
+        let reasons = drops.get("reasons").and_then(Value::as_array).context("drops: no `reasons`")?;
+        let found = reasons.iter().find(|row| row.get("reason").and_then(Value::as_str) == Some(reason));
+        Ok(found.and_then(|row| row.get("packets")).and_then(Value::as_u64).unwrap_or(0))
+    }
+
+    /// Endpoints of a VIP's port as `(address, state)`, sorted; empty when the service is not there.
+    pub fn endpoints(&self, vip: &str, port: u16) -> Result<Vec<(String, String)>> {
+        let all = self.query(&["services"])?;
+        let mut found: Vec<_> = all
+            .as_array()
+            .context("services: not an array")?
+            .iter()
+            .filter(|row| row.get("vip").and_then(Value::as_str) == Some(vip))
+            .filter(|row| row.get("port").and_then(Value::as_u64) == Some(u64::from(port)))
+            .filter_map(|row| row.get("endpoints").and_then(Value::as_array))
+            .flatten()
+            .map(|endpoint| {
+                let text = |key| endpoint.get(key).and_then(Value::as_str).unwrap_or_default().to_lowercase();
+                (text("addr"), text("state"))
+            })
+            .collect();
+        found.sort();
+        found.dedup();
+        Ok(found)
+    }
+
+    /// Where its maps are pinned.
+    #[must_use]
+    pub fn bpf_root(&self) -> &Path {
+        &self.bpf_root
+    }
+
+    /// The last lines of its log.
+    #[must_use]
+    pub fn log_tail(&self) -> String {
+        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<_> = text.lines().collect();
+        lines.get(lines.len().saturating_sub(30)..).unwrap_or_default().join("\n")
+    }
+}
+
+fn copy(file: &File) -> Result<File> {
+    file.try_clone().context("share the agent's log")
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        drop(self.stop(Signal::SIGKILL));
+    }
+}

@@ -1,0 +1,10 @@
+//! The lab that netns tests and the demo share: client, router, nodes and pods out of network
+//! namespaces, with a real agent on every node and real servers and clients around it.
+
+pub mod agent;
+pub mod clients;
+pub mod lab;
+pub mod manifests;
+pub mod netns;
+pub mod servers;
+pub mod sys;

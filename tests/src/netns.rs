@@ -1,0 +1,123 @@
+//! One network namespace: made by `ip netns add`, entered by threads and processes, removed on drop.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread::{self, JoinHandle};
+
+use anyhow::{Context, Result, anyhow};
+use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::sys;
+
+/// Every namespace of ours begins so; then comes the id of the process that made it.
+pub const PREFIX: &str = "purelb-lab-";
+
+/// A namespace, or a name for it: `remove` (or the lab's drop) takes it away.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Netns {
+    name: String,
+}
+
+impl Netns {
+    /// Makes it and brings `lo` up.
+    pub fn create(name: &str) -> Result<Self> {
+        sys::run(&format!("ip netns add {name}"))?;
+        let made = Self { name: name.to_owned() };
+        made.ip("link set lo up")?;
+        Ok(made)
+    }
+
+    /// Its name as `ip netns` shows it.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn path(&self) -> PathBuf {
+        Path::new("/run/netns").join(&self.name)
+    }
+
+    /// `ip -n NAME ARGS`
+    pub fn ip(&self, args: &str) -> Result<String> {
+        sys::run(&format!("ip -n {} {args}", self.name))
+    }
+
+    /// A command inside; unlike `ip netns exec` this leaves /sys (and so bpffs) as it is.
+    #[must_use]
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", self.path().display())).arg("--").arg(program);
+        command
+    }
+
+    /// Runs a command line inside.
+    pub fn exec(&self, line: &str) -> Result<String> {
+        sys::run(&format!("nsenter --net={} -- {line}", self.path().display()))
+    }
+
+    /// Sets a sysctl inside.
+    pub fn sysctl(&self, key: &str, value: &str) -> Result<()> {
+        let path = Path::new("/proc/sys").join(key.replace('.', "/"));
+        let value = value.to_owned();
+        self.enter(move || std::fs::write(&path, value).with_context(|| format!("write {}", path.display())))?
+    }
+
+    /// Starts a thread inside.
+    pub fn spawn<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<JoinHandle<Result<T>>> {
+        let path = self.path();
+        thread::Builder::new()
+            .name(self.name.clone())
+            .spawn(move || {
+                let file = File::open(&path).with_context(|| format!("open {}", path.display()))?;
+                setns(file, CloneFlags::CLONE_NEWNET).with_context(|| format!("setns {}", path.display()))?;
+                Ok(work())
+            })
+            .context("start a thread")
+    }
+
+    /// Runs `work` on a thread inside and waits. Sockets opened there stay inside, wherever they are used.
+    pub fn enter<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+        self.spawn(work)?.join().map_err(|_| anyhow!("a thread in {} panicked", self.name))?
+    }
+
+    /// Kills what runs inside (by id) and deletes it. Missing is fine.
+    pub fn remove(&self) {
+        remove_by_name(&self.name);
+    }
+}
+
+fn remove_by_name(name: &str) {
+    let own = Pid::this();
+    for word in sys::run(&format!("ip netns pids {name}")).unwrap_or_default().split_whitespace() {
+        if let Some(pid) = word.parse().ok().map(Pid::from_raw).filter(|pid| *pid != own) {
+            drop(kill(pid, Signal::SIGKILL));
+        }
+    }
+    drop(sys::run(&format!("ip netns del {name}")));
+}
+
+/// Removes namespaces and pins whose name begins with `prefix` and whose process is gone, or is `pid`.
+pub fn remove_leftovers(pid: Option<u32>) {
+    let gone = |name: &str| -> bool {
+        let Some(rest) = name.strip_prefix(PREFIX) else { return false };
+        let Some(owner) = rest.split('-').next().and_then(|digits| digits.parse::<u32>().ok()) else { return false };
+        pid.map_or_else(|| !Path::new(&format!("/proc/{owner}")).exists(), |pid| pid == owner)
+    };
+    for folder in ["/run/netns", "/sys/fs/bpf"] {
+        let Ok(entries) = std::fs::read_dir(folder) else { continue };
+        for entry in entries.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if !gone(&name) {
+                continue;
+            }
+            if folder == "/run/netns" {
+                remove_by_name(&name);
+            } else {
+                drop(std::fs::remove_dir_all(entry.path()));
+            }
+        }
+    }
+}
