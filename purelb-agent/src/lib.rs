@@ -1,1 +1,12 @@
-//! Node agent.
+//! The node agent: a source fills a [`purelb_plan::world::World`], the plan says what to write, the
+//! shells write it.
+
+pub mod args;
+pub mod bpf;
+pub mod commands;
+pub mod host;
+pub mod keeper;
+pub mod net;
+pub mod run;
+pub mod snapshot;
+pub mod source;

@@ -81,9 +81,11 @@ impl Agent {
     /// Waits until it says that all is programmed and every uplink is attached.
     pub fn wait_ready(&mut self) -> Result<()> {
         let this = &mut *self;
+        let mut ended = None;
         let result = sys::wait_for("the agent is ready", Duration::from_secs(20), || {
-            if let Some(status) = this.child.as_mut().map(Child::try_wait).transpose()?.flatten() {
-                bail!("the agent ended with {status}");
+            ended = this.child.as_mut().map(Child::try_wait).transpose()?.flatten();
+            if ended.is_some() {
+                return Ok(true);
             }
             let status = this.query(&["status"])?;
             let attached = status.get("uplinks").and_then(Value::as_array).is_some_and(|uplinks| {
@@ -91,6 +93,7 @@ impl Agent {
             });
             Ok(attached && status.get("ready") == Some(&Value::Bool(true)))
         });
+        let result = result.and_then(|()| ended.map_or(Ok(()), |status| bail!("the agent ended with {status}")));
         result.with_context(|| format!("agent of {}, its log ends so:\n{}", self.node, self.log_tail()))
     }
 

@@ -38,13 +38,15 @@ pub struct Options {
     pub nft: bool,
     /// Leaves transmit checksum offload on, so packets on the links carry partial checksums.
     pub offload: bool,
+    /// Prints the agents' logs when the lab goes: the test harness shows them only if the test failed.
+    pub logs: bool,
 }
 
 impl Options {
     /// One node with three pods.
     #[must_use]
     pub fn new(hook: &str) -> Self {
-        Self { nodes: 1, pods: 3, hook: hook.to_owned(), nft: false, offload: false }
+        Self { nodes: 1, pods: 3, hook: hook.to_owned(), nft: false, offload: false, logs: true }
     }
 
     /// The same with kube-proxy-shaped rules or without.
@@ -119,7 +121,7 @@ impl Lab {
             sys::run("mount -t bpf bpf /sys/fs/bpf")?;
         }
         let prefix = format!("{PREFIX}{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
-        let folder = TempDir::with_prefix("purelb-lab-")?;
+        let folder = TempDir::with_prefix(format!("{prefix}-"))?;
         std::fs::create_dir(folder.path().join("manifests"))?;
         let client = Netns::create(&format!("{prefix}-client"))?;
         let router = Netns::create(&format!("{prefix}-router"))?;
@@ -282,7 +284,7 @@ impl Lab {
     #[must_use]
     pub fn logs(&self) -> String {
         self.nodes.iter().fold(String::new(), |mut all, node| {
-            drop(write!(all, "--- log of {} ---\n{}\n", node.name, node.agent.log_tail()));
+            all.push_str(&format!("--- log of {} ---\n{}\n", node.name, node.agent.log_tail()));
             all
         })
     }
@@ -290,7 +292,7 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        if self.options.logs {
             eprintln!("{}", self.logs());
         }
         for node in self.nodes.drain(..) {

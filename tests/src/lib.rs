@@ -2,9 +2,11 @@
 //! namespaces, with a real agent on every node and real servers and clients around it.
 
 pub mod agent;
+pub mod case;
 pub mod clients;
 pub mod lab;
 pub mod manifests;
 pub mod netns;
+pub mod packet;
 pub mod servers;
 pub mod sys;

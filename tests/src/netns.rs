@@ -93,27 +93,29 @@ fn remove_by_name(name: &str) {
     let own = Pid::this();
     for word in sys::run(&format!("ip netns pids {name}")).unwrap_or_default().split_whitespace() {
         if let Some(pid) = word.parse().ok().map(Pid::from_raw).filter(|pid| *pid != own) {
-            drop(kill(pid, Signal::SIGKILL));
+            // It may have ended by itself.
+            let _ = kill(pid, Signal::SIGKILL);
         }
     }
     drop(sys::run(&format!("ip netns del {name}")));
 }
 
-/// Removes namespaces and pins whose name begins with `prefix` and whose process is gone, or is `pid`.
+/// Removes namespaces, pins and folders whose name begins with `prefix` and whose process is gone, or is `pid`.
 pub fn remove_leftovers(pid: Option<u32>) {
     let gone = |name: &str| -> bool {
         let Some(rest) = name.strip_prefix(PREFIX) else { return false };
         let Some(owner) = rest.split('-').next().and_then(|digits| digits.parse::<u32>().ok()) else { return false };
         pid.map_or_else(|| !Path::new(&format!("/proc/{owner}")).exists(), |pid| pid == owner)
     };
-    for folder in ["/run/netns", "/sys/fs/bpf"] {
-        let Ok(entries) = std::fs::read_dir(folder) else { continue };
+    let namespaces = PathBuf::from("/run/netns");
+    for folder in [namespaces.clone(), PathBuf::from("/sys/fs/bpf"), std::env::temp_dir()] {
+        let Ok(entries) = std::fs::read_dir(&folder) else { continue };
         for entry in entries.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
             if !gone(&name) {
                 continue;
             }
-            if folder == "/run/netns" {
+            if folder == namespaces {
                 remove_by_name(&name);
             } else {
                 drop(std::fs::remove_dir_all(entry.path()));

@@ -23,6 +23,9 @@ fn lab_alone() -> Result<()> {
             conn.bulk(1_000_000)?;
             ensure!(conn.http()? == pod.name && conn.ask("NAME")? == pod.name, "another pod answered at {to}");
             clients::udp(&lab.client, to, 100)?;
+            let running = clients::LongLived::start(&lab.client, to, 1)?;
+            purelb_tests::sys::pause(200);
+            ensure!(running.ended() == 0 && running.finish()? == 3, "a long-lived connection is missing");
         }
     }
     Ok(())

@@ -1,8 +1,21 @@
-//! The functional core of the agent: [`plan`] is a pure function from what the cluster says
+//! The functional core of the agent: [`plan`](plan::plan) is a pure function from what the cluster says
 //! ([`world::World`]) and what the maps hold ([`observed::Observed`]) to ordered, idempotent
 //! [`observed::Action`]s and the [`problem::Problem`]s of the input.
+//!
+//! ```text
+//! World ── desired ──> fronts ─┐
+//! Observed ────────────────────┼─ ids ─ blocks ─ maglev ─ slots ──> actions, views, problems
+//! now ─────────────────────────┘
+//! ```
 #![forbid(unsafe_code)]
 
+pub mod apply;
+pub mod blocks;
+pub mod desired;
+pub mod ids;
+pub mod maglev;
 pub mod observed;
+pub mod plan;
 pub mod problem;
+pub mod slots;
 pub mod world;

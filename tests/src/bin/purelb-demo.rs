@@ -101,6 +101,7 @@ fn demo(args: &Args, screen: &mut Screen) -> Result<()> {
     );
     let mut options = Options::new(&args.hook).nft(true);
     options.offload = args.hook == "auto";
+    options.logs = false;
     let mut lab = Lab::start(options)?;
     let mut web = lab.web()?;
     let third = web.endpoints.pop().context("three pods")?;
@@ -228,6 +229,9 @@ fn demo(args: &Args, screen: &mut Screen) -> Result<()> {
         ensure!(text.contains("\"key\"") && text.contains("\"value\""), "the dump shows no typed fields");
         Ok(())
     });
+    if !screen.failed.is_empty() {
+        println!("{}", lab.logs());
+    }
     if args.keep {
         keep(&lab)?;
     }

@@ -1,0 +1,292 @@
+//! The laws of the plan, held by the code the kernel runs too.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+
+use purelb_common::table::FIRST_ENDPOINT;
+use purelb_plan::apply::apply;
+use purelb_plan::maglev;
+use purelb_plan::observed::{Family, Observed};
+use purelb_plan::plan::{Plan, plan};
+use purelb_plan::world::{Endpoint, EndpointState, Protocol, Service, ServicePort, World};
+
+use maps::Chance;
+use model::{Count, Kind, SETTINGS, SETTLE, empty, endpoint, tcp};
+
+#[path = "laws/maps.rs"]
+mod maps;
+#[path = "laws/model.rs"]
+mod model;
+
+fn law(kind: Kind, seeds: std::ops::Range<u64>) {
+    let mut sum = Count::default();
+    for seed in seeds {
+        let count = model::run(seed, kind, 250);
+        assert_eq!((count.moved, count.unstuck), (0, 0), "seed {seed} of {kind:?}: {count:?}");
+        sum.packets += count.packets;
+        sum.epochs += count.epochs;
+        sum.slots = sum.slots.max(count.slots);
+    }
+    assert!(sum.packets > 1000 && sum.epochs > 0 && sum.slots > 1024, "the model is too tame: {sum:?}");
+}
+
+const PLAIN: Kind = Kind { affinity: false, pass: false, two_ports: false, crash: false, between: false };
+
+#[test]
+fn a_flow_whose_endpoint_is_alive_never_moves() {
+    law(PLAIN, 0..8);
+}
+
+#[test]
+fn nor_with_affinity() {
+    law(Kind { affinity: true, ..PLAIN }, 0..8);
+}
+
+#[test]
+fn nor_from_kube_proxy() {
+    law(Kind { pass: true, ..PLAIN }, 0..4);
+    law(Kind { pass: true, affinity: true, ..PLAIN }, 0..4);
+}
+
+#[test]
+fn nor_when_ports_share_pods() {
+    law(Kind { two_ports: true, ..PLAIN }, 0..4);
+    law(Kind { two_ports: true, affinity: true, ..PLAIN }, 0..4);
+}
+
+#[test]
+fn nor_when_the_agent_dies() {
+    law(Kind { crash: true, ..PLAIN }, 0..4);
+    law(Kind { crash: true, affinity: true, ..PLAIN }, 0..4);
+}
+
+#[test]
+fn nor_between_two_writes() {
+    law(Kind { between: true, ..PLAIN }, 0..4);
+    law(Kind { between: true, affinity: true, ..PLAIN }, 0..4);
+}
+
+fn pods(n: u32, seed: u64) -> Vec<(IpAddr, u16)> {
+    let mut chance = Chance(seed);
+    let mut out = BTreeSet::new();
+    while out.len() < n as usize {
+        out.insert((IpAddr::from(Ipv4Addr::from(0x0a00_0000 | chance.below(1 << 16) as u32)), 8080));
+    }
+    out.into_iter().collect()
+}
+
+#[test]
+fn shares_are_fair() {
+    let mut worst = (0.0_f64, 0);
+    for (n, seed) in (2..=40).flat_map(|n| (0..3).map(move |s| (n, s))) {
+        let length = maglev::slots_for(n as usize);
+        let mut shares = vec![0_u32; n as usize];
+        for owner in maglev::table(&pods(n, seed), length) {
+            shares[usize::from(owner)] += 1;
+        }
+        let fair = f64::from(length) / f64::from(n);
+        let off = shares.iter().map(|s| (f64::from(*s) / fair - 1.0).abs()).fold(0.0, f64::max);
+        if off > worst.0 {
+            worst = (off, n);
+        }
+    }
+    println!("worst share: {:.2} % off, {} endpoints", worst.0 * 100.0, worst.1);
+    assert!(worst.0 <= 0.05, "{worst:?}");
+}
+
+#[test]
+fn removing_one_disturbs_little() {
+    let mut worst = (0.0_f64, 0);
+    for (n, seed) in (2..=40).flat_map(|n| (0..3).map(move |s| (n, s))) {
+        let all = pods(n, seed);
+        // The table of a service never shrinks.
+        let length = maglev::slots_for(n as usize);
+        let before = maglev::table(&all, length);
+        for gone in (0..n as usize).step_by(3) {
+            let mut rest = all.clone();
+            rest.remove(gone);
+            let after = maglev::table(&rest, length);
+            let moved = before.iter().zip(&after);
+            let moved = moved.filter(|(b, a)| usize::from(**b) != gone && all[usize::from(**b)] != rest[usize::from(**a)]);
+            let share = moved.count() as f64 / f64::from(length);
+            if share > worst.0 {
+                worst = (share, n);
+            }
+        }
+    }
+    println!("worst disturbance: {:.2} % of other slots, {} endpoints", worst.0 * 100.0, worst.1);
+    assert!(worst.0 <= 0.04, "{worst:?}");
+}
+
+/// Services with several addresses and ports, endpoints that share pods, contradicting slices.
+fn any_world(chance: &mut Chance) -> World {
+    let mut world = World { node: "n".to_owned(), kube_proxy: chance.permille(500), ..World::default() };
+    for index in 0..=chance.below(4) as u8 {
+        let mut service = Service { local_policy: chance.permille(500), prefer_local: true, ..Service::default() };
+        service.vips.insert(IpAddr::from([192, 0, 2, index + 1]));
+        if chance.permille(300) {
+            service.vips.insert("2001:db8::1".parse().map_or(IpAddr::from([192, 0, 2, 99]), |a: IpAddr| a));
+        }
+        service.ports = vec![tcp(80 + u16::from(index)), tcp(443)];
+        service.ports.push(ServicePort { name: "dns".to_owned(), port: 53, protocol: Some(Protocol::Udp) });
+        service.affinity = chance.permille(300).then_some(100);
+        if chance.permille(300) {
+            service.source_ranges.extend("10.0.0.0/8".parse::<ipnet::IpNet>());
+        }
+        for _ in 0..chance.below(14) {
+            let states = [EndpointState::Ready, EndpointState::Unready, EndpointState::Terminating];
+            let state = chance.pick(&states).unwrap_or(EndpointState::Ready);
+            let mut e = endpoint([10, 0, chance.below(3) as u8, chance.below(8) as u8], state);
+            e.serving = chance.permille(700);
+            if chance.permille(200) {
+                e.addr = IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 1, chance.below(4) as u16]);
+            }
+            if chance.permille(200) {
+                e = Endpoint { port_name: "dns".to_owned(), protocol: Protocol::Udp, ..e };
+            }
+            service.endpoints.push(e);
+        }
+        world.services.insert(format!("default/s{index}"), service);
+    }
+    world
+}
+
+fn apply_all(observed: &mut Observed, plan: &Plan) {
+    plan.actions.iter().for_each(|a| apply(observed, a));
+}
+
+fn follow(world: &World, observed: &mut Observed, now: u32) {
+    let plan = plan(world, observed, &SETTINGS, now);
+    apply_all(observed, &plan);
+}
+
+#[test]
+fn order_of_input_changes_nothing() {
+    for seed in 0..60 {
+        let mut chance = Chance(seed);
+        let (mut world, mut observed) = (any_world(&mut chance), empty());
+        for now in [100, 200] {
+            let first = plan(&world, &observed, &SETTINGS, now);
+            for service in world.services.values_mut() {
+                chance.shuffle(&mut service.endpoints);
+                chance.shuffle(&mut service.ports);
+            }
+            let second = plan(&world, &observed, &SETTINGS, now);
+            assert_eq!(first.actions, second.actions, "seed {seed}");
+            assert_eq!(format!("{first:?}"), format!("{second:?}"), "seed {seed}");
+            apply_all(&mut observed, &first);
+            world.services.extend(any_world(&mut chance).services);
+        }
+    }
+}
+
+#[test]
+fn nothing_is_left_after_a_crash_at_any_point() {
+    for seed in 0..12 {
+        let mut chance = Chance(seed);
+        let mut observed = empty();
+        for now in [100, 200, 200 + SETTLE + 1, 300 + SETTLE] {
+            let world = any_world(&mut chance);
+            // Nothing changed for the second last: it settles.
+            let first = plan(&world, &observed, &SETTINGS, now);
+            let mut part = observed.clone();
+            for (k, action) in first.actions.iter().enumerate() {
+                let mut again = part.clone();
+                let second = plan(&world, &again, &SETTINGS, now);
+                apply_all(&mut again, &second);
+                let third = plan(&world, &again, &SETTINGS, now);
+                assert_eq!(third.actions, [], "seed {seed}, crash before action {k} {action:?} at {now}");
+                apply(&mut part, action);
+            }
+            observed = part;
+            let rest = plan(&world, &observed, &SETTINGS, now);
+            assert_eq!(rest.actions, [], "seed {seed} at {now}");
+            let settled = plan(&world, &observed, &SETTINGS, now + SETTLE + 1);
+            apply_all(&mut observed, &settled);
+            assert_eq!(plan(&world, &observed, &SETTINGS, now + SETTLE + 1).actions, [], "seed {seed} settled");
+        }
+    }
+}
+
+/// What the maps say about one VIP without ids: flags, affinity, and share of each endpoint for each port.
+type Meaning = BTreeMap<String, (u32, u32, Vec<String>)>;
+
+fn meaning(observed: &Observed, vip: IpAddr) -> Meaning {
+    let mut out = BTreeMap::new();
+    for (f, service) in observed.services.iter().filter(|(f, _)| f.vip == vip) {
+        let family = if vip.is_ipv4() { Family::V4 } else { Family::V6 };
+        let slots = observed.blocks.get(&service.base).into_iter().flatten();
+        let name = |id: u16| match observed.endpoints.get(&(family, id)) {
+            Some(e) if id >= FIRST_ENDPOINT => format!("{}:{}", e.addr, e.port),
+            _ => id.to_string(),
+        };
+        let slots = slots.map(|s| format!("{} {} {}", name(s.cur()), name(s.prev()), s.agent_unsettled())).collect();
+        out.insert(format!("{f:?}"), (service.flags, service.affinity, slots));
+    }
+    out
+}
+
+#[test]
+fn a_bad_object_changes_no_other() {
+    let good_vip = IpAddr::from([192, 0, 2, 1]);
+    let service = |vip: IpAddr, port: u16, pods: std::ops::Range<u8>| Service {
+        vips: [vip].into(),
+        ports: vec![tcp(port)],
+        local_policy: true,
+        endpoints: pods.map(|i| endpoint([10, 0, 0, i], EndpointState::Ready)).collect(),
+        ..Service::default()
+    };
+    let good = service(good_vip, 80, 1..5);
+    let mut good = Service { ports: vec![tcp(80), tcp(443)], ..good };
+    good.affinity = Some(100);
+    let other = IpAddr::from([192, 0, 2, 2]);
+    let node = IpAddr::from([192, 0, 2, 200]);
+    let bad: Vec<(&str, Service)> = vec![
+        ("node address", service(node, 80, 10..13)),
+        ("loopback", service(IpAddr::from([127, 0, 0, 1]), 80, 10..13)),
+        ("multicast", service(IpAddr::from([224, 0, 0, 1]), 80, 10..13)),
+        ("unspecified", service(IpAddr::from([0, 0, 0, 0]), 80, 10..13)),
+        ("port 0", service(other, 0, 10..13)),
+        ("contested port", service(good_vip, 80, 10..13)),
+        ("contested port, same pods", service(good_vip, 443, 0..0)),
+        ("no endpoints", service(other, 80, 0..0)),
+        ("too many endpoints", service(other, 80, 10..250)),
+        ("no address", Service { vips: BTreeSet::new(), ..service(other, 80, 10..13) }),
+        ("no ports", Service { ports: Vec::new(), ..service(other, 80, 10..13) }),
+        ("port 0 of endpoints", {
+            let mut s = service(other, 80, 10..13);
+            s.endpoints.iter_mut().for_each(|e| e.port = 0);
+            s
+        }),
+        ("ranges of the other family", {
+            let mut s = service(other, 80, 10..13);
+            s.source_ranges.extend("2001:db8::/32".parse::<ipnet::IpNet>());
+            s
+        }),
+        ("endpoints of the other family", {
+            let mut s = service(other, 80, 10..13);
+            s.endpoints.iter_mut().for_each(|e| e.addr = IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1]));
+            s
+        }),
+    ];
+    let mut world = World { node: "n".to_owned(), node_addresses: [node].into(), ..World::default() };
+    world.services.insert("default/good".to_owned(), good);
+    let mut observed = empty();
+    follow(&world, &mut observed, 100);
+    let want = meaning(&observed, good_vip);
+    assert_eq!(want.len(), 2);
+    for (what, service) in bad {
+        for name in ["aaa/bad", "zzz/bad"] {
+            let mut world = world.clone();
+            world.services.insert(name.to_owned(), service.clone());
+            let (mut warm, mut cold) = (observed.clone(), empty());
+            follow(&world, &mut warm, 200);
+            assert_eq!(meaning(&warm, good_vip), want, "{what} named {name}");
+            // Before anything is served, a contested port goes to the first by name.
+            if !what.starts_with("contested") {
+                follow(&world, &mut cold, 200);
+                assert_eq!(meaning(&cold, good_vip), want, "{what} named {name}, nothing served before");
+            }
+        }
+    }
+}

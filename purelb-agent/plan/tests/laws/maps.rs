@@ -1,0 +1,142 @@
+//! The maps of one family as trees, and a seeded source of chance.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use purelb_common::decide::{self, Flow, Tables};
+use purelb_common::table::{
+    Affinity, AffinityKey, Config, Endpoint, FlowKey, Pin, RangeKey, Reply, ReplyKey, Rev, RevKey, Service,
+    ServiceKey, Slot,
+};
+use purelb_common::verdict::Reason;
+use purelb_plan::observed::{Family, Frontend, Observed};
+use purelb_plan::world::Protocol;
+
+/// Address bytes.
+pub type Addr = [u8; 4];
+
+/// splitmix64
+pub struct Chance(pub u64);
+
+impl Chance {
+    /// Below `n`.
+    pub fn below(&mut self, n: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % n.max(1)
+    }
+    /// True so many times in a thousand.
+    pub fn permille(&mut self, p: u64) -> bool {
+        self.below(1000) < p
+    }
+    /// One of them.
+    pub fn pick<T: Clone>(&mut self, from: &[T]) -> Option<T> {
+        from.get(self.below(from.len() as u64) as usize).cloned()
+    }
+    /// Another order.
+    pub fn shuffle<T>(&mut self, items: &mut [T]) {
+        for i in (1..items.len()).rev() {
+            items.swap(i, self.below(i as u64 + 1) as usize);
+        }
+    }
+}
+
+/// A flow as the client names it.
+pub type Name = (Addr, u16, u16);
+
+/// The maps; what the plan sees of them is in `observed`.
+#[derive(Default)]
+pub struct Maps {
+    /// The agent's part.
+    pub observed: RefCell<Observed>,
+    pins: RefCell<BTreeMap<FlowKey<Addr>, Pin>>,
+    affinity: RefCell<BTreeMap<AffinityKey<Addr>, Affinity>>,
+    half_open: RefCell<BTreeMap<ReplyKey<Addr>, Reply<Addr>>>,
+    replies: RefCell<BTreeMap<ReplyKey<Addr>, Reply<Addr>>>,
+}
+
+impl Maps {
+    /// Where a TCP packet goes: an endpoint, `None` for kube-proxy, or the reason of the drop.
+    pub fn packet(&self, config: &Config, vip: Addr, flow: Name, syn: bool, tick: u32) -> Result<Option<Addr>, Reason> {
+        let (client, client_port, port) = flow;
+        let flags = if syn { 0x02 } else { 0x10 };
+        let flow = Flow { client, vip, client_port, port, flags };
+        let verdict = decide::decide::<Addr, _, 6>(self, config, &flow, tick).ok_or(Reason::UnknownPort)?;
+        match verdict.reason {
+            Reason::Forwarded => Ok(Some(verdict.endpoint.addr)),
+            Reason::PassedToProxy => Ok(None),
+            other => Err(other),
+        }
+    }
+}
+
+impl Tables<Addr> for Maps {
+    fn service(&self, key: &ServiceKey<Addr>) -> Option<Service> {
+        let protocol = if key.proto == 6 { Protocol::Tcp } else { Protocol::Udp };
+        let frontend = Frontend { vip: IpAddr::from(key.vip), port: key.port, protocol };
+        self.observed.borrow().services.get(&frontend).copied()
+    }
+    fn in_range(&self, _: &RangeKey<Addr>) -> bool {
+        true
+    }
+    fn slot(&self, index: u32) -> Slot {
+        let observed = self.observed.borrow();
+        let block = observed.blocks.range(..=index).next_back();
+        block.and_then(|(base, slots)| slots.get((index - base) as usize)).copied().unwrap_or_default()
+    }
+    fn stamp(&self, index: u32, half: u32) {
+        let mut observed = self.observed.borrow_mut();
+        if let Some((base, slots)) = observed.blocks.range_mut(..=index).next_back()
+            && let Some(slot) = slots.get_mut((index - base) as usize)
+        {
+            *slot = Slot(slot.0 & 0xffff_ffff | u64::from(half) << 32);
+        }
+    }
+    fn endpoint(&self, id: u32) -> Option<Endpoint<Addr>> {
+        let observed = self.observed.borrow();
+        let e = observed.endpoints.get(&(Family::V4, id as u16))?;
+        let IpAddr::V4(addr) = e.addr else { return None };
+        Some(Endpoint { addr: addr.octets(), port: e.port, state: e.state, generation: e.generation })
+    }
+    fn pin(&self, key: &FlowKey<Addr>) -> Option<Pin> {
+        self.pins.borrow().get(key).copied()
+    }
+    fn put_pin(&self, key: &FlowKey<Addr>, pin: &Pin) {
+        self.pins.borrow_mut().insert(*key, *pin);
+    }
+    fn affinity(&self, key: &AffinityKey<Addr>) -> Option<Affinity> {
+        self.affinity.borrow().get(key).copied()
+    }
+    fn put_affinity(&self, key: &AffinityKey<Addr>, value: &Affinity) {
+        self.affinity.borrow_mut().insert(*key, *value);
+    }
+    fn half_open(&self, key: &ReplyKey<Addr>) -> Option<Reply<Addr>> {
+        self.half_open.borrow().get(key).copied()
+    }
+    fn put_half_open(&self, key: &ReplyKey<Addr>, value: &Reply<Addr>) {
+        self.half_open.borrow_mut().insert(*key, *value);
+    }
+    fn remove_half_open(&self, key: &ReplyKey<Addr>) {
+        self.half_open.borrow_mut().remove(key);
+    }
+    fn reply(&self, key: &ReplyKey<Addr>) -> Option<Reply<Addr>> {
+        self.replies.borrow().get(key).copied()
+    }
+    fn put_reply(&self, key: &ReplyKey<Addr>, value: &Reply<Addr>) {
+        self.replies.borrow_mut().insert(*key, *value);
+    }
+    fn remove_reply(&self, key: &ReplyKey<Addr>) {
+        self.replies.borrow_mut().remove(key);
+    }
+    fn reverse(&self, _: &RevKey<Addr>) -> Option<Rev<Addr>> {
+        None
+    }
+    fn direct(&self, _: &ReplyKey<Addr>) -> bool {
+        false
+    }
+    fn budget(&self, _: &Config, _: u32) -> bool {
+        true
+    }
+}

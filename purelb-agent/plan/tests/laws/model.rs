@@ -1,0 +1,269 @@
+//! A service under change with its flows: endpoints come, turn unready, terminate, vanish; the table
+//! grows and settles; flows open, speak, fall silent; the agent dies between two writes.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use purelb_common::table::Config;
+use purelb_plan::apply::apply;
+use purelb_plan::observed::Observed;
+use purelb_plan::plan::{Settings, plan};
+use purelb_plan::world::{Endpoint, EndpointState, Protocol, Service, ServicePort, World};
+
+use crate::maps::{Addr, Chance, Maps, Name};
+
+/// Ticks until a service settles.
+pub const SETTLE: u32 = 1000;
+/// Ticks that a client sticks to its endpoint.
+const AFFINITY: u32 = 400;
+/// The one VIP.
+pub const VIP: Addr = [192, 0, 2, 1];
+/// Settings with a tick per second.
+pub const SETTINGS: Settings = Settings { settle: SETTLE, milliticks: 1000 };
+
+/// What a run looks like.
+#[derive(Clone, Copy, Debug)]
+pub struct Kind {
+    /// ClientIP affinity.
+    pub affinity: bool,
+    /// kube-proxy answers where nobody else does; the tables are adopted while flows run.
+    pub pass: bool,
+    /// Two ports of the VIP lead to the same pods.
+    pub two_ports: bool,
+    /// The agent dies between two writes now and then.
+    pub crash: bool,
+    /// Packets come between any two writes.
+    pub between: bool,
+}
+
+/// What happened.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Count {
+    /// Packets of flows that the law is about.
+    pub packets: u32,
+    /// Those that went elsewhere.
+    pub moved: u32,
+    /// SYNs of a client that did not go where it sticks.
+    pub unstuck: u32,
+    /// Settlings.
+    pub epochs: u32,
+    /// Slots of the longest table.
+    pub slots: usize,
+}
+
+/// An endpoint of this node.
+#[must_use]
+pub fn endpoint(addr: Addr, state: EndpointState) -> Endpoint {
+    Endpoint {
+        addr: IpAddr::from(addr),
+        port_name: String::new(),
+        protocol: Protocol::Tcp,
+        port: 8080,
+        node: Some("n".to_owned()),
+        state,
+        serving: true,
+    }
+}
+
+/// A TCP port.
+#[must_use]
+pub fn tcp(port: u16) -> ServicePort {
+    ServicePort { name: String::new(), port, protocol: Some(Protocol::Tcp) }
+}
+
+/// Empty maps of some size.
+#[must_use]
+pub fn empty() -> Observed {
+    Observed { capacity: 1 << 20, ..Observed::default() }
+}
+
+struct Model {
+    kind: Kind,
+    chance: Chance,
+    maps: Maps,
+    config: Config,
+    service: Service,
+    now: u32,
+    flows: BTreeMap<Name, (Option<Addr>, u32)>,
+    clients: BTreeMap<Addr, (Addr, u32)>,
+    planned: bool,
+    count: Count,
+}
+
+/// Runs `steps` random steps.
+#[must_use]
+pub fn run(seed: u64, kind: Kind, steps: u32) -> Count {
+    let config = Config { seed, half_open: 60, udp_idle: 100, tcp_idle: SETTLE, udp_pass: 100, ..Config::default() };
+    let service = Service {
+        vips: [IpAddr::from(VIP)].into(),
+        ports: if kind.two_ports { vec![tcp(80), tcp(443)] } else { vec![tcp(80)] },
+        local_policy: !kind.pass,
+        prefer_local: kind.pass,
+        affinity: kind.affinity.then_some(AFFINITY),
+        ..Service::default()
+    };
+    let maps = Maps::default();
+    maps.observed.replace(empty());
+    // Half of the runs see the clock wrap.
+    let now = if seed.is_multiple_of(2) { 5000 } else { u32::MAX - 20_000 };
+    let mut model = Model {
+        kind,
+        chance: Chance(seed),
+        maps,
+        config,
+        service,
+        now,
+        flows: BTreeMap::new(),
+        clients: BTreeMap::new(),
+        planned: false,
+        count: Count::default(),
+    };
+    for _ in 0..=model.chance.below(4) {
+        model.add();
+    }
+    if kind.pass {
+        // These run through kube-proxy already.
+        for port in 0..200 {
+            model.flows.insert(([198, 51, 100, port as u8 % 20], 5000 + port, 80), (None, now));
+        }
+    }
+    model.agent();
+    for _ in 0..steps {
+        model.step();
+    }
+    model.count
+}
+
+impl Model {
+    fn add(&mut self) {
+        // A small pool, so that an address comes back as another pod.
+        let addr = [10, 0, 0, self.chance.below(90) as u8];
+        if !self.service.endpoints.iter().any(|e| e.addr == IpAddr::from(addr)) {
+            self.service.endpoints.push(endpoint(addr, EndpointState::Ready));
+        }
+    }
+
+    fn remove(&mut self) {
+        let index = self.chance.below(self.service.endpoints.len() as u64) as usize;
+        if index >= self.service.endpoints.len() {
+            return;
+        }
+        let gone = self.service.endpoints.swap_remove(index).addr;
+        self.flows.retain(|_, (owner, _)| owner.map(IpAddr::from) != Some(gone));
+        self.clients.retain(|_, (owner, _)| IpAddr::from(*owner) != gone);
+    }
+
+    fn change(&mut self) {
+        let index = self.chance.below(self.service.endpoints.len() as u64) as usize;
+        let to = [EndpointState::Ready, EndpointState::Unready, EndpointState::Terminating];
+        let to = self.chance.pick(&to).unwrap_or(EndpointState::Ready);
+        if let Some(e) = self.service.endpoints.get_mut(index)
+            && e.state != EndpointState::Terminating
+        {
+            e.state = to;
+        }
+    }
+
+    fn step(&mut self) {
+        self.now = self.now.wrapping_add(self.chance.pick(&[0, 1, 1, 5, 30, 120, 300, 300]).unwrap_or(0));
+        match self.chance.below(1000) {
+            0..60 => self.add(),
+            60..120 => self.change(),
+            120..165 => self.remove(),
+            165..170 => (0..12).for_each(|_| self.add()),
+            170..175 => (0..12).for_each(|_| self.remove()),
+            _ => {}
+        }
+        self.agent();
+        for _ in 0..12 {
+            self.speak();
+        }
+    }
+
+    /// One pass of the agent, or two when it dies in the first.
+    fn agent(&mut self) {
+        let lives = if self.kind.crash && self.chance.permille(300) { 2 } else { 1 };
+        for life in (0..lives).rev() {
+            let world = World {
+                node: "n".to_owned(),
+                services: [("default/web".to_owned(), self.service.clone())].into(),
+                kube_proxy: self.kind.pass,
+                live: self.kind.pass && !self.planned,
+                ..World::default()
+            };
+            let mut actions = plan(&world, &self.maps.observed.borrow(), &SETTINGS, self.now).actions;
+            if life > 0 {
+                actions.truncate(self.chance.below(actions.len() as u64 + 1) as usize);
+            }
+            for action in &actions {
+                apply(&mut self.maps.observed.borrow_mut(), action);
+                if self.kind.between && self.planned {
+                    self.speak();
+                    self.speak();
+                }
+            }
+            self.planned |= life == 0;
+        }
+        let observed = self.maps.observed.borrow();
+        self.count.epochs = observed.services.values().map(|s| s.epoch).max().unwrap_or(0);
+        self.count.slots = self.count.slots.max(observed.blocks.values().map(Vec::len).max().unwrap_or(0));
+    }
+
+    fn ready(&self, addr: Addr) -> bool {
+        self.service.endpoints.iter().any(|e| e.addr == IpAddr::from(addr) && e.state == EndpointState::Ready)
+    }
+
+    fn speak(&mut self) {
+        let known: Vec<Name> = self.flows.keys().copied().collect();
+        if known.is_empty() || self.chance.permille(350) {
+            return self.open();
+        }
+        let Some(name) = self.chance.pick(&known) else { return };
+        let Some(&(owner, used)) = self.flows.get(&name) else { return };
+        if self.now.wrapping_sub(used) > SETTLE {
+            self.flows.remove(&name);
+            return;
+        }
+        self.count.packets += 1;
+        let to = self.maps.packet(&self.config, VIP, name, false, self.now);
+        if to != Ok(owner) {
+            if self.count.moved < 3 {
+                eprintln!("{name:?} went to {to:?} instead of {owner:?} at {}", self.now);
+            }
+            self.count.moved += 1;
+            self.flows.remove(&name);
+        } else if self.chance.permille(100) {
+            self.flows.remove(&name);
+        } else {
+            self.flows.insert(name, (owner, self.now));
+        }
+    }
+
+    fn open(&mut self) {
+        let port = if self.kind.two_ports && self.chance.permille(500) { 443 } else { 80 };
+        let client = [198, 51, 100, self.chance.below(20) as u8];
+        let name = (client, 1000 + self.chance.below(300) as u16, port);
+        if self.flows.contains_key(&name) {
+            return;
+        }
+        let Ok(to) = self.maps.packet(&self.config, VIP, name, true, self.now) else { return };
+        let alive = to.is_none_or(|a| self.service.endpoints.iter().any(|e| e.addr == IpAddr::from(a)));
+        if !alive {
+            // The agent is about to write that it is gone.
+            return;
+        }
+        self.flows.insert(name, (to, self.now));
+        if let Some(&(owner, used)) = self.clients.get(&client)
+            && self.kind.affinity
+            && !self.kind.two_ports
+            && !self.kind.between
+            && self.ready(owner)
+            && self.now.wrapping_sub(used) < AFFINITY
+        {
+            self.count.unstuck += u32::from(to != Some(owner));
+        }
+        if let Some(owner) = to {
+            self.clients.insert(client, (owner, self.now));
+        }
+    }
+}

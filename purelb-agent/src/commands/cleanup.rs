@@ -1,0 +1,57 @@
+//! `cleanup`: new flows to kube-proxy, running ones until the deadline, then everything is removed.
+
+use std::time::{Duration, Instant};
+
+use purelb_common::table::TICK_SHIFT;
+use purelb_plan::plan::release;
+use serde_json::json;
+
+use crate::args::{Cleanup, Output};
+use crate::bpf::{self, Maps};
+
+use super::say;
+
+/// Detaches and unpins; running twice is fine.
+///
+/// # Errors
+/// The kernel refuses.
+pub async fn run(args: &Cleanup) -> anyhow::Result<u8> {
+    let root = &args.query.instance.bpf_root;
+    let end = Instant::now() + Duration::from_millis(args.deadline);
+    let mut in_use = 0;
+    if let Ok(maps) = Maps::open(root) {
+        let clock = maps.clock()?;
+        let observed = maps.observe()?;
+        for action in &release(&observed, clock.tick).actions {
+            maps.apply(action)?;
+        }
+        let quiet = ((3 * clock.hz) >> TICK_SHIFT).max(1);
+        loop {
+            // A slot that still sends flows elsewhere than PASS is stamped by the program.
+            let observed = maps.observe()?;
+            let now = maps.clock()?.tick;
+            let fresh = |s: &purelb_common::table::Slot, epoch| {
+                s.program_unsettled(epoch) && (now.wrapping_sub(s.stamp()) & 0x00ff_ffff) <= quiet
+            };
+            let used = |s: &purelb_common::table::Service| {
+                observed.blocks.get(&s.base).is_some_and(|b| b.iter().any(|slot| fresh(slot, s.epoch)))
+            };
+            in_use = observed.services.values().filter(|s| used(s)).count();
+            if in_use == 0 || Instant::now() >= end {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+    bpf::remove(root)?;
+    let file = crate::snapshot::path(root);
+    if file.exists() {
+        std::fs::remove_file(&file)?;
+    }
+    if args.query.output == Output::Json {
+        say(&json!({"removed": root, "services_in_use": in_use}).to_string());
+    } else {
+        say(&format!("removed {}; {in_use} services still had flows", root.display()));
+    }
+    Ok(0)
+}

@@ -1,0 +1,275 @@
+//! The fields of Kubernetes objects that the data path needs, in the form Kubernetes writes them.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+/// `metadata`
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Meta {
+    /// Name.
+    pub name: String,
+    /// Namespace; empty counts as `default`.
+    pub namespace: String,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Annotations.
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// v1 Service
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Service {
+    /// metadata
+    pub metadata: Meta,
+    /// spec
+    pub spec: ServiceSpec,
+    /// status
+    pub status: ServiceStatus,
+}
+
+/// Service.spec
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ServiceSpec {
+    /// `LoadBalancer`, or not ours.
+    pub r#type: String,
+    /// Unset or ours.
+    pub load_balancer_class: Option<String>,
+    /// `Local` or `Cluster`.
+    pub external_traffic_policy: Option<String>,
+    /// `None` or `ClientIP`.
+    pub session_affinity: Option<String>,
+    /// Its timeout.
+    pub session_affinity_config: Option<AffinityConfig>,
+    /// CIDRs.
+    pub load_balancer_source_ranges: Vec<String>,
+    /// Unready endpoints count as ready.
+    pub publish_not_ready_addresses: bool,
+    /// `PreferSameNode`, ...
+    pub traffic_distribution: Option<String>,
+    /// Ports.
+    pub ports: Vec<ServicePort>,
+}
+
+/// spec.sessionAffinityConfig
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct AffinityConfig {
+    /// clientIP
+    #[serde(rename = "clientIP")]
+    pub client_ip: Option<ClientIp>,
+}
+
+/// spec.sessionAffinityConfig.clientIP
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ClientIp {
+    /// Seconds.
+    pub timeout_seconds: Option<u32>,
+}
+
+/// spec.ports[]
+#[derive(Clone, Debug, Deserialize)]
+pub struct ServicePort {
+    /// Name.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Port.
+    pub port: u16,
+    /// TCP when absent.
+    #[serde(default)]
+    pub protocol: Option<String>,
+}
+
+/// Service.status
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ServiceStatus {
+    /// loadBalancer
+    pub load_balancer: LoadBalancer,
+}
+
+/// status.loadBalancer
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct LoadBalancer {
+    /// ingress
+    pub ingress: Vec<Ingress>,
+}
+
+/// status.loadBalancer.ingress[]
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Ingress {
+    /// Address.
+    pub ip: Option<String>,
+}
+
+/// discovery.k8s.io/v1 EndpointSlice
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EndpointSlice {
+    /// metadata
+    #[serde(default)]
+    pub metadata: Meta,
+    /// IPv4, IPv6 or FQDN.
+    pub address_type: String,
+    /// Endpoints.
+    #[serde(default)]
+    pub endpoints: Option<Vec<Endpoint>>,
+    /// Ports.
+    #[serde(default)]
+    pub ports: Option<Vec<SlicePort>>,
+}
+
+/// endpoints[]
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Endpoint {
+    /// Addresses; all lead to the same endpoint.
+    pub addresses: Vec<String>,
+    /// Conditions.
+    pub conditions: Conditions,
+    /// Node.
+    pub node_name: Option<String>,
+}
+
+/// endpoints[].conditions
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Conditions {
+    /// Unknown counts as true.
+    pub ready: Option<bool>,
+    /// Unknown counts as ready.
+    pub serving: Option<bool>,
+    /// Unknown counts as false.
+    pub terminating: Option<bool>,
+}
+
+/// ports[]
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct SlicePort {
+    /// Name of the Service's port.
+    pub name: Option<String>,
+    /// Target port.
+    pub port: Option<u16>,
+    /// TCP when absent.
+    pub protocol: Option<String>,
+}
+
+/// v1 Node
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Node {
+    /// metadata
+    pub metadata: Meta,
+    /// status
+    pub status: NodeStatus,
+}
+
+/// Node.status
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct NodeStatus {
+    /// addresses
+    pub addresses: Vec<NodeAddress>,
+}
+
+/// Node.status.addresses[]
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct NodeAddress {
+    /// InternalIP, ExternalIP, Hostname, ...
+    pub r#type: String,
+    /// The address.
+    pub address: String,
+}
+
+/// purelb.io/v2 LBNodeAgent
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct NodeAgent {
+    /// metadata
+    pub metadata: Meta,
+    /// spec
+    pub spec: NodeAgentSpec,
+}
+
+/// LBNodeAgent.spec
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct NodeAgentSpec {
+    /// Our section.
+    pub datapath: Datapath,
+}
+
+/// LBNodeAgent.spec.datapath
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct Datapath {
+    /// Names or /regex/.
+    pub interfaces: Vec<String>,
+    /// auto, stack, fast, off
+    pub mode: Mode,
+    /// auto, xdp, xdp-generic, tcx
+    pub hook: Hook,
+    /// KubeProxy or PreferLocal.
+    pub cluster_traffic: Option<ClusterTraffic>,
+    /// Drop or Pass.
+    pub unknown_ports: UnknownPorts,
+    /// Balance or Drop; later.
+    pub fragments: Option<String>,
+}
+
+/// datapath.mode
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    #[default]
+    /// Default.
+    Auto,
+    /// Normal forwarding.
+    Stack,
+    /// Later.
+    Fast,
+    /// Nothing attached.
+    Off,
+}
+
+/// datapath.hook
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Hook {
+    #[default]
+    /// Default.
+    Auto,
+    /// Native.
+    Xdp,
+    /// Generic.
+    XdpGeneric,
+    /// tcx ingress.
+    Tcx,
+}
+
+/// datapath.clusterTraffic
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub enum ClusterTraffic {
+    /// Left to kube-proxy.
+    KubeProxy,
+    /// This node's endpoints first.
+    PreferLocal,
+}
+
+/// datapath.unknownPorts
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+pub enum UnknownPorts {
+    #[default]
+    /// Default.
+    Drop,
+    /// To the host.
+    Pass,
+}

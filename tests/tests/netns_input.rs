@@ -1,0 +1,170 @@
+//! Broken manifests are named in `status` while everything else keeps working.
+
+use std::os::unix::fs::symlink;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use purelb_tests::clients;
+use purelb_tests::lab::{Lab, Options};
+use purelb_tests::manifests;
+use purelb_tests::sys;
+use serde_json::Value;
+
+/// A Service at a VIP of its own with one field spoilt: the text replaces a line of this one.
+fn service(name: &str, spec: &str, ingress: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata:\n  name: {name}\n  namespace: default\nspec:\n  type: LoadBalancer\n  \
+         externalTrafficPolicy: Local\n{spec}\nstatus:\n  loadBalancer:\n    ingress:\n{ingress}\n"
+    )
+}
+
+fn slice(name: &str, rest: &str) -> String {
+    format!(
+        "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: {name}\n  namespace: default\n  \
+         labels: {{kubernetes.io/service-name: web}}\n{rest}\n"
+    )
+}
+
+/// File name, content; each must be named (by file or by object name) in `status`.
+fn broken() -> Vec<(&'static str, Vec<u8>)> {
+    let port = "  ports: [{name: a, port: 80, protocol: TCP}]";
+    let ip = "    - ip: 203.0.113.20";
+    let good = service("bad-half", port, ip);
+    let texts: Vec<(&str, String)> = vec![
+        ("bad-tab.yaml", "apiVersion: v1\n\tkind: Service\n".into()),
+        ("bad-indent.yaml", "apiVersion: v1\n  kind: Service\n metadata: x\n".into()),
+        ("bad-colon.yaml", "apiVersion: v1\nkind: Service: twice\n".into()),
+        ("bad-bracket.yaml", "apiVersion: v1\nkind: Service\nspec: [1, 2\n".into()),
+        ("bad-quote.yaml", "apiVersion: v1\nkind: \"Service\nmetadata: {}\n".into()),
+        ("bad-alias.yaml", "apiVersion: v1\nkind: *nothing\n".into()),
+        ("bad-duplicate.yaml", "apiVersion: v1\nkind: Service\nkind: Service\n".into()),
+        ("bad-list.yaml", "- a\n- b\n".into()),
+        ("bad-scalar.yaml", "only words\n".into()),
+        ("bad-nokind.yaml", "apiVersion: v1\nmetadata: {name: x}\n".into()),
+        ("bad-noversion.yaml", "kind: Service\nmetadata: {name: x}\n".into()),
+        ("bad-noname.yaml", "apiVersion: v1\nkind: Service\nmetadata: {}\nspec: {type: LoadBalancer}\n".into()),
+        ("bad-half.yaml", good.get(..good.len() / 3).unwrap_or_default().to_owned() + "\n  ports: [{na"),
+        ("bad-portword.yaml", service("bad-portword", "  ports: [{name: a, port: http, protocol: TCP}]", ip)),
+        ("bad-portzero.yaml", service("bad-portzero", "  ports: [{name: a, port: 0, protocol: TCP}]", ip)),
+        ("bad-portbig.yaml", service("bad-portbig", "  ports: [{name: a, port: 65536, protocol: TCP}]", ip)),
+        ("bad-portneg.yaml", service("bad-portneg", "  ports: [{name: a, port: -1, protocol: TCP}]", ip)),
+        ("bad-portsmap.yaml", service("bad-portsmap", "  ports: {a: 80}", ip)),
+        ("bad-protocol.yaml", service("bad-protocol", "  ports: [{name: a, port: 80, protocol: TPC}]", ip)),
+        ("bad-vip.yaml", service("bad-vip", port, "    - ip: 203.0.113.256")),
+        ("bad-vipnet.yaml", service("bad-vipnet", port, "    - ip: 203.0.113.0/24")),
+        ("bad-viploop.yaml", service("bad-viploop", port, "    - ip: 127.0.0.1")),
+        ("bad-vipmulti.yaml", service("bad-vipmulti", port, "    - ip: 224.0.0.5")),
+        ("bad-vipzero.yaml", service("bad-vipzero", port, "    - ip: 0.0.0.0")),
+        ("bad-vipnode.yaml", service("bad-vipnode", port, "    - ip: 198.18.101.2")),
+        ("bad-overlap.yaml", service("zz-overlap", port, "    - ip: 203.0.113.1")),
+        (
+            "bad-range.yaml",
+            service("bad-range", &format!("{port}\n  loadBalancerSourceRanges: [10.0.0.0/40]"), "    - ip: 203.0.113.21"),
+        ),
+        ("bad-address.yaml", slice("bad-address", "addressType: IPv4\nports: []\nendpoints: [{addresses: [198.19.1.999]}]")),
+        ("bad-family.yaml", slice("bad-family", "addressType: IPv4\nports: []\nendpoints: [{addresses: ['2001:db8::9']}]")),
+        ("bad-ready.yaml", slice("bad-ready", "addressType: IPv4\nendpoints: [{addresses: [198.19.1.9], conditions: {ready: maybe}}]")),
+        ("bad-hook.yaml", "apiVersion: purelb.io/v2\nkind: LBNodeAgent\nmetadata: {name: bad-hook, namespace: purelb-system}\nspec: {datapath: {hook: fastest}}\n".into()),
+        ("bad-long.yaml", "  - [ x\n".repeat(65_536)),
+    ];
+    let mut all: Vec<_> = texts.into_iter().map(|(file, text)| (file, text.into_bytes())).collect();
+    all.push(("bad-binary.yaml", (0..4_096_u32).map(|n| (n.wrapping_mul(197) >> 3) as u8).collect()));
+    all.push(("bad-utf16.yaml", vec![0xff, 0xfe, 0x61, 0x00, 0xff, 0xdf]));
+    all
+}
+
+fn bad_input(hook: &str) -> Result<()> {
+    let lab = Lab::start(Options::new(hook))?;
+    let web = lab.web()?;
+    lab.apply(&web)?;
+    let files = broken();
+    for (file, content) in &files {
+        lab.write(file, content)?;
+    }
+    symlink("bad-loop.yaml", lab.manifests().join("bad-loop.yaml"))?;
+    let mut wanted: Vec<&str> = files.iter().map(|(file, _)| file.trim_end_matches(".yaml")).collect();
+    wanted.push("bad-loop");
+    sys::wait_for("every broken manifest is named in status", Duration::from_secs(10), || {
+        let status = lab.nodes[0].agent.query(&["status"])?;
+        let problems = status.get("problems").and_then(Value::as_array).cloned().unwrap_or_default();
+        let text = Value::Array(problems).to_string();
+        let missing: Vec<_> = wanted.iter().filter(|file| !text.contains(*file)).collect();
+        ensure!(missing.is_empty(), "{} of {} not named: {missing:?}", missing.len(), wanted.len());
+        Ok(true)
+    })?;
+    // The rest works, changes too.
+    for to in lab.targets(80)? {
+        let found = clients::spread(&lab.client, to, 40)?;
+        ensure!(found.len() == 3, "beside broken files clients found {found:?}");
+    }
+    let mut fewer = web.clone();
+    fewer.endpoints.truncate(2);
+    lab.apply(&fewer)?;
+    for to in lab.targets(80)? {
+        let found = clients::spread(&lab.client, to, 40)?;
+        ensure!(found.len() == 2, "a change beside broken files was not followed: {found:?}");
+    }
+    // A file that breaks keeps its last good version.
+    lab.write("web.yaml", "apiVersion: v1\nkind: [\n")?;
+    sys::pause(500);
+    for to in lab.targets(80)? {
+        let found = clients::spread(&lab.client, to, 20)?;
+        ensure!(found.len() == 2, "the last good version was lost: {found:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn bad_input_xdp() -> Result<()> {
+    bad_input("xdp")
+}
+
+#[test]
+fn bad_input_tcx() -> Result<()> {
+    bad_input("tcx")
+}
+
+/// A VIP that is a Node's address is never judged, and reported.
+#[test]
+fn vip_equal_to_node_address() -> Result<()> {
+    let lab = Lab::start(Options::new("xdp"))?;
+    let node = &lab.nodes[0];
+    let own = purelb_tests::servers::start(&node.netns, "node1", &[7000])?;
+    let mut web = lab.web()?;
+    lab.apply(&web)?;
+    web.name = "taken".to_owned();
+    web.vips = node.addresses.clone();
+    let mut objects = vec![web.service()];
+    objects.extend(web.slices());
+    lab.write_objects("taken.yaml", &objects)?;
+    sys::wait_for("the fault is reported", Duration::from_secs(10), || {
+        let status = node.agent.query(&["status"])?;
+        Ok(status.get("problems").is_some_and(|problems| problems.to_string().contains("taken")))
+    })?;
+    for addr in &node.addresses {
+        let to = std::net::SocketAddr::new(*addr, 7000);
+        let found = clients::spread(&lab.client, to, 3)?;
+        ensure!(found.contains_key("node1"), "the node's own address was judged: {found:?}");
+    }
+    drop(own);
+    Ok(())
+}
+
+/// An agent whose folder is empty or missing writes nothing, and leaves what is pinned alone.
+#[test]
+fn empty_folder_is_no_list() -> Result<()> {
+    let mut lab = Lab::start(Options::new("xdp"))?;
+    lab.apply(&lab.web()?)?;
+    lab.nodes[0].agent.stop(nix::sys::signal::Signal::SIGKILL)?;
+    for file in std::fs::read_dir(lab.manifests())?.flatten() {
+        std::fs::remove_file(file.path())?;
+    }
+    lab.nodes[0].agent.start()?;
+    sys::pause(1_500);
+    for to in lab.targets(80)? {
+        let found = clients::spread(&lab.client, to, 40)?;
+        ensure!(found.len() == 3, "an empty folder took endpoints away: {found:?}");
+    }
+    lab.write_objects("again.yaml", &[manifests::node("node9", &["198.18.109.2".parse()?])])?;
+    Ok(())
+}
