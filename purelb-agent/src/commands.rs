@@ -28,8 +28,9 @@ pub fn say(line: &str) {
 /// # Errors
 /// No agent ever ran with that root.
 pub fn snapshot(root: &Path) -> anyhow::Result<Value> {
-    crate::snapshot::read(root)
-        .ok_or_else(|| anyhow::anyhow!("no agent has run with --bpf-root {}; start `purelb-agent node`", root.display()))
+    crate::snapshot::read(root).ok_or_else(|| {
+        anyhow::anyhow!("no agent has run with --bpf-root {}; start `purelb-agent node`", root.display())
+    })
 }
 
 /// A field as text.

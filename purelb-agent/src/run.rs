@@ -89,7 +89,7 @@ fn watch(folder: &Path, look: mpsc::Sender<()>) -> Option<notify::RecommendedWat
     let notice = move |event: notify::Result<notify::Event>| {
         if event.is_ok_and(|e| !e.kind.is_access()) {
             // A full channel already says "look again".
-            drop(look.try_send(()));
+            let _ = look.try_send(());
         }
     };
     let mut watcher = notify::recommended_watcher(notice).ok()?;

@@ -370,12 +370,12 @@ impl<A: Address, T: Tables<A>> Case<'_, A, T> {
         let key = &self.reply_key::<PROTO>(e);
         if PROTO == TCP
             && let Some(r) = self.tables.half_open(key)
-                && !self.same_front(&r)
-                && { r.state } != CLOSED
-                && age(self.tick, r.used) <= self.config.half_open
-            {
-                return true;
-            }
+            && !self.same_front(&r)
+            && { r.state } != CLOSED
+            && age(self.tick, r.used) <= self.config.half_open
+        {
+            return true;
+        }
         let idle = if PROTO == TCP { self.config.tcp_idle } else { self.config.udp_idle };
         match self.tables.reply(key) {
             Some(r) => !self.same_front(&r) && { r.state } != CLOSED && age(self.tick, r.used) <= idle,

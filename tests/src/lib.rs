@@ -10,3 +10,4 @@ pub mod netns;
 pub mod packet;
 pub mod servers;
 pub mod sys;
+pub mod world;

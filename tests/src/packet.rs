@@ -2,7 +2,9 @@
 //! right checksums: what a program rewrote is compared with the frame built anew.
 
 use anyhow::{Context as _, Result};
-use etherparse::{Icmpv6Header, Icmpv6Type, IpFragOffset, IpNumber, Ipv4Header, Ipv4Options, Ipv6Header, TcpHeader, UdpHeader};
+use etherparse::{
+    Icmpv6Header, Icmpv6Type, IpFragOffset, IpNumber, Ipv4Header, Ipv4Options, Ipv6Header, TcpHeader, UdpHeader,
+};
 
 /// Address family of a row's run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,7 +144,13 @@ impl Packet {
         let proto = match self.l4 {
             L4::Tcp(_) | L4::TcpOptions(_) => 6,
             L4::Udp | L4::UdpNoChecksum => 17,
-            L4::Icmp(..) => if family == Family::V4 { 1 } else { 58 },
+            L4::Icmp(..) => {
+                if family == Family::V4 {
+                    1
+                } else {
+                    58
+                }
+            }
             L4::Other(n) => n,
         };
         match family {
@@ -233,7 +241,9 @@ impl Packet {
                 }
                 udp.to_bytes().to_vec()
             }
-            L4::Icmp(kind4, kind6) => icmp(family, if family == Family::V4 { kind4 } else { kind6 }, from, to, &payload)?,
+            L4::Icmp(kind4, kind6) => {
+                icmp(family, if family == Family::V4 { kind4 } else { kind6 }, from, to, &payload)?
+            }
             L4::Other(_) => vec![0, 80, 0, 80, 0, 0, 0, 0, 0, 0, 0, 0],
         };
         body.extend_from_slice(&payload);

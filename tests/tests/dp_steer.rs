@@ -5,9 +5,7 @@ use purelb_common::table::{
     GONE, PASS, Pin, READY, SERVICE_RANGES, Service, Slot, TERMINATING, UNREADY, VIP_OTHER_PROTOCOLS, VIP_UNKNOWN_PASS,
 };
 use purelb_common::verdict::Reason;
-use purelb_tests::case::{
-    CLIENT, DNS, DNS_POD, EPOCH, Hook, Row, SPARE, WEB, WEB_POD, World, check, service,
-};
+use purelb_tests::case::{CLIENT, DNS, DNS_POD, EPOCH, Hook, Row, SPARE, WEB, WEB_POD, World, check, service};
 use purelb_tests::packet::{Family, Host, L4, Packet};
 
 const SYN: u8 = 2;
@@ -92,9 +90,21 @@ fn passes() -> Result<()> {
         row("echo request", nothing, icmp(8, 128), Reason::PassedProtocol, None),
         row("echo reply", nothing, icmp(0, 129), Reason::PassedProtocol, None),
         row("too big", nothing, icmp(3, 2), Reason::PassedProtocol, None),
-        row("SCTP", |w| w.vip(WEB.0, VIP_OTHER_PROTOCOLS), Packet::new(L4::Other(132), CLIENT, WEB), Reason::PassedProtocol, None),
+        row(
+            "SCTP",
+            |w| w.vip(WEB.0, VIP_OTHER_PROTOCOLS),
+            Packet::new(L4::Other(132), CLIENT, WEB),
+            Reason::PassedProtocol,
+            None,
+        ),
         row("answer to the node's own connection", nothing, ack((WEB.0, 40_001)), Reason::PassedOwn, None),
-        row("SYN+ACK to the node's own SYN", nothing, Packet::new(L4::Tcp(SYN | ACK), CLIENT, (WEB.0, 32_768)), Reason::PassedOwn, None),
+        row(
+            "SYN+ACK to the node's own SYN",
+            nothing,
+            Packet::new(L4::Tcp(SYN | ACK), CLIENT, (WEB.0, 32_768)),
+            Reason::PassedOwn,
+            None,
+        ),
         row("stale: new TCP", stale, syn(WEB), Reason::PassedStale, None),
         row("stale: unknown running TCP", stale, ack(WEB), Reason::PassedStale, None),
         row("stale: new UDP", stale, udp(DNS), Reason::PassedStale, None),
@@ -106,9 +116,8 @@ fn passes() -> Result<()> {
         row("last fragment", nothing, Packet { fragment: Some((9, false)), ..udp(DNS) }, Reason::PassedFragment, None),
     ];
     check(&rows, &BOTH, &FAMILIES)?;
-    let neighbour = [133, 134, 135, 136, 137].map(|kind| {
-        row("NDP", nothing, Packet { hop_limit: 255, ..icmp(8, kind) }, Reason::PassedProtocol, None)
-    });
+    let neighbour = [133, 134, 135, 136, 137]
+        .map(|kind| row("NDP", nothing, Packet { hop_limit: 255, ..icmp(8, kind) }, Reason::PassedProtocol, None));
     check(&neighbour, &BOTH, &[Family::V6])
 }
 
@@ -152,7 +161,7 @@ fn drops() -> Result<()> {
         row("unknown TCP port", nothing, syn((WEB.0, 81)), Reason::UnknownPort, None),
         row("unknown UDP port", nothing, udp((WEB.0, 80)), Reason::UnknownPort, None),
         row("SYN to a local port", nothing, syn((WEB.0, 40_001)), Reason::UnknownPort, None),
-        row("UDP to a local port without socket", nothing, udp((WEB.0, 1)), Reason::UnknownPort, None),
+        row("UDP below the local ports", nothing, udp((WEB.0, 1)), Reason::UnknownPort, None),
         row("SCTP without Service", nothing, Packet::new(L4::Other(132), CLIENT, WEB), Reason::UnknownPort, None),
         row("no range holds the client", ranged, syn(WEB), Reason::SourceRange, None),
         row("no range holds the UDP client", ranged, udp(DNS), Reason::SourceRange, None),
@@ -168,7 +177,13 @@ fn drops() -> Result<()> {
         row("SYN+RST", nothing, Packet::new(L4::Tcp(6), CLIENT, WEB), Reason::TcpFlags, None),
         row("FIN alone", nothing, Packet::new(L4::Tcp(1), CLIENT, WEB), Reason::TcpFlags, None),
         row("christmas tree", nothing, Packet::new(L4::Tcp(0x3f), CLIENT, WEB), Reason::TcpFlags, None),
-        row("redirect", nothing, Packet { hop_limit: 64, ..Packet::new(L4::Icmp(5, 137), CLIENT, WEB) }, Reason::IcmpType, None),
+        row(
+            "redirect",
+            nothing,
+            Packet { hop_limit: 64, ..Packet::new(L4::Icmp(5, 137), CLIENT, WEB) },
+            Reason::IcmpType,
+            None,
+        ),
         row("timestamp or NDP from afar", nothing, Packet::new(L4::Icmp(13, 135), CLIENT, WEB), Reason::IcmpType, None),
     ];
     check(&rows, &BOTH, &FAMILIES)?;
@@ -225,9 +240,8 @@ fn pin(w: &mut World, endpoint: u32, generation: u32, epoch: u32) -> Result<()> 
 #[test]
 fn slots_and_pins() -> Result<()> {
     let f = Reason::Forwarded;
-    let program: SetUp = |w| {
-        w.slots(0, 1024, Slot(u64::from(Slot::half(4, 2, false)) | u64::from(Slot::stamp_half(1, EPOCH)) << 32))
-    };
+    let program: SetUp =
+        |w| w.slots(0, 1024, Slot(u64::from(Slot::half(4, 2, false)) | u64::from(Slot::stamp_half(1, EPOCH)) << 32));
     let old_mark: SetUp = |w| {
         w.slots(0, 1024, Slot(u64::from(Slot::half(4, 2, false)) | u64::from(Slot::stamp_half(1, EPOCH + 1)) << 32))
     };
@@ -242,7 +256,13 @@ fn slots_and_pins() -> Result<()> {
         row("pin of another epoch is void", |w| pin(w, 4, 40, EPOCH - 1), ack(WEB), f, Some(WEB_POD)),
         row("pin keeps a repeated SYN", |w| pin(w, 2, 20, EPOCH), syn(WEB), f, Some(WEB_POD)),
         row("pin to PASS", |w| pin(w, u32::from(PASS), 0, EPOCH), ack(WEB), Reason::PassedToProxy, None),
-        row("prev PASS: running stays with kube-proxy", |w| w.slots(0, 1024, half(4, PASS, true)), ack(WEB), Reason::PassedToProxy, None),
+        row(
+            "prev PASS: running stays with kube-proxy",
+            |w| w.slots(0, 1024, half(4, PASS, true)),
+            ack(WEB),
+            Reason::PassedToProxy,
+            None,
+        ),
         row("prev PASS: SYN is ours", |w| w.slots(0, 1024, half(4, PASS, true)), syn(WEB), f, Some(SPARE)),
         row("prev nobody: running drops", |w| w.slots(0, 1024, half(4, 0, true)), ack(WEB), Reason::NoEndpoint, None),
         row("unsettled: new UDP goes to cur", |w| w.slots(1024, 1024, half(4, 3, true)), udp(DNS), f, Some(SPARE)),

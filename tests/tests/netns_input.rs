@@ -1,4 +1,4 @@
-//! Broken manifests are named in `status` while everything else keeps working.
+//! Broken manifests are named in `status` while everything else keeps working (invariant I4).
 
 use std::os::unix::fs::symlink;
 use std::time::Duration;

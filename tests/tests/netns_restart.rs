@@ -1,4 +1,4 @@
-//! The agent is killed, stopped and started under load, and cleans up.
+//! The agent is killed, stopped and started under load, breaks nothing (invariant I7), and cleans up.
 
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 /// The only files that may say `unsafe`.
+/// Invariant I8.
 const UNSAFE_FILES: &[&str] = &[
     "purelb-common/src/pod.rs",
     "purelb-ebpf/src/maps.rs",

@@ -15,8 +15,18 @@ pub fn apply(observed: &mut Observed, action: &Action) {
                 }
             }
         }
-        Action::CopySlots { base, slots } => drop(observed.blocks.insert(*base, slots.clone())),
-        Action::PutService(frontend, service) => drop(observed.services.insert(*frontend, *service)),
+        Action::CopySlots { base, slots } => {
+            // What a dead agent left there.
+            let within: Vec<u32> = observed.blocks.range(*base..base + slots.len() as u32).map(|(b, _)| *b).collect();
+            within.iter().for_each(|b| drop(observed.blocks.remove(b)));
+            observed.blocks.insert(*base, slots.clone());
+        }
+        Action::PutService(frontend, service) => {
+            let old = observed.services.insert(*frontend, *service);
+            if let Some(old) = old.filter(|old| old.base != service.base) {
+                observed.blocks.remove(&old.base);
+            }
+        }
         Action::DeleteService(frontend) => {
             if let Some(service) = observed.services.remove(frontend) {
                 observed.blocks.remove(&service.base);

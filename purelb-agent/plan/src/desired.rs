@@ -7,10 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use purelb_common::table::{
-    DROP, PASS, READY, TERMINATING, UNREADY, VIP_OTHER_PROTOCOLS, VIP_UNKNOWN_PASS,
-};
+use purelb_common::table::{DROP, PASS, READY, TERMINATING, UNREADY, VIP_OTHER_PROTOCOLS, VIP_UNKNOWN_PASS};
 
+use crate::ids::family;
 use crate::observed::{Frontend, Observed};
 use crate::problem::Problem;
 use crate::world::{Endpoint, EndpointState, Service, World};
@@ -49,21 +48,44 @@ pub struct Desired {
 #[must_use]
 pub fn desired(world: &World, observed: &Observed) -> Desired {
     let mut out = Desired::default();
-    // Two passes, so that a VIP and port that is served already stays with a Service that still wants it.
-    let mut order: Vec<(&String, &Service)> = world.services.iter().collect();
-    order.sort_by_key(|(name, s)| (!holds(observed, s), (*name).clone()));
-    for (name, service) in order {
-        add(world, name, service, &mut out);
+    let owners = owners(world, observed);
+    for (name, service) in &world.services {
+        add(world, name, service, &owners, &mut out);
     }
     out
 }
 
-fn holds(observed: &Observed, service: &Service) -> bool {
-    let addresses: BTreeSet<IpAddr> = service.endpoints.iter().map(|e| e.addr).collect();
-    observed.reverse.iter().any(|(backend, (vip, _))| addresses.contains(&backend.vip) && service.vips.contains(vip))
+/// Who gets each VIP and port: the first by name whose endpoints its slots name already, so that a
+/// newcomer never takes what is served; else the first by name.
+fn owners<'a>(world: &'a World, observed: &Observed) -> BTreeMap<Frontend, &'a str> {
+    let mut claims: BTreeMap<Frontend, Vec<(&'a str, &'a Service)>> = BTreeMap::new();
+    for (name, service) in &world.services {
+        let ports = service.ports.iter().filter_map(|p| Some((p.port, p.protocol?)));
+        for (port, protocol) in ports {
+            for &vip in &service.vips {
+                claims.entry(Frontend { vip, port, protocol }).or_default().push((name, service));
+            }
+        }
+    }
+    let owner = |(frontend, claims): (Frontend, Vec<(&'a str, &'a Service)>)| {
+        let served = if claims.len() > 1 { served(observed, &frontend) } else { BTreeSet::new() };
+        let holder = claims.iter().find(|(_, s)| s.endpoints.iter().any(|e| served.contains(&(e.addr, e.port))));
+        holder.or(claims.first()).map(|(name, _)| (frontend, *name))
+    };
+    claims.into_iter().filter_map(owner).collect()
 }
 
-fn add(world: &World, name: &str, service: &Service, out: &mut Desired) {
+/// The endpoints that the slots of a VIP and port name.
+fn served(observed: &Observed, frontend: &Frontend) -> BTreeSet<(IpAddr, u16)> {
+    let Some(block) = observed.services.get(frontend).and_then(|s| observed.blocks.get(&s.base)) else {
+        return BTreeSet::new();
+    };
+    let ids: BTreeSet<u16> = block.iter().map(|s| s.cur()).collect();
+    let entries = ids.iter().filter_map(|id| observed.endpoints.get(&(family(frontend.vip), *id)));
+    entries.map(|e| (e.addr, e.port)).collect()
+}
+
+fn add(world: &World, name: &str, service: &Service, owners: &BTreeMap<Frontend, &str>, out: &mut Desired) {
     let problem = |field: &str, message: String, remedy: &str| Problem {
         object: format!("Service {name}"),
         field: field.to_owned(),
@@ -102,8 +124,8 @@ fn add(world: &World, name: &str, service: &Service, out: &mut Desired) {
                 continue;
             }
             let frontend = Frontend { vip, port: port.port, protocol };
-            if let Some(other) = out.fronts.get(&frontend) {
-                let owner = &other.service;
+            let owner = owners.get(&frontend).copied().unwrap_or(name);
+            if owner != name || out.fronts.contains_key(&frontend) {
                 let message = format!("{vip} port {} {protocol:?} already belongs to Service {owner}", port.port);
                 out.problems.push(problem("spec.ports", message, "give one of them another port or address"));
                 continue;
@@ -136,6 +158,8 @@ fn front(world: &World, name: &str, service: &Service, port_name: &str, frontend
         let entry = endpoints.entry((e.addr, e.port)).or_insert((state, e.serving));
         if rank(state) < rank(entry.0) {
             *entry = (state, e.serving);
+        } else if state == entry.0 {
+            entry.1 |= e.serving;
         }
     }
     let takers = |wanted: u16, all: bool| -> Vec<(IpAddr, u16)> {
@@ -152,7 +176,12 @@ fn front(world: &World, name: &str, service: &Service, port_name: &str, frontend
         usable,
         fallback,
         affinity: service.affinity,
-        ranges: service.source_ranges.iter().filter(|r| r.addr().is_ipv4() == frontend.vip.is_ipv4()).copied().collect(),
+        ranges: service
+            .source_ranges
+            .iter()
+            .filter(|r| r.addr().is_ipv4() == frontend.vip.is_ipv4())
+            .copied()
+            .collect(),
     }
 }
 

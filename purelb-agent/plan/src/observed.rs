@@ -5,12 +5,11 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use purelb_common::table;
-use serde::Serialize;
 
 use crate::world::Protocol;
 
 /// VIP, port, protocol: the key of `SERVICES4`/`SERVICES6`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Frontend {
     /// Address the client uses.
     pub vip: IpAddr,
@@ -43,17 +42,6 @@ pub enum Family {
     V4,
     /// IPv6
     V6,
-}
-
-impl Family {
-    /// The family of an address.
-    #[must_use]
-    pub const fn of(addr: IpAddr) -> Self {
-        match addr {
-            IpAddr::V4(_) => Self::V4,
-            IpAddr::V6(_) => Self::V6,
-        }
-    }
 }
 
 /// The maps as they are.

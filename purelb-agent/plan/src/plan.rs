@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use purelb_common::table::{self, FIRST_ENDPOINT, PASS, SERVICE_RANGES, SERVICE_IDS, Slot};
+use purelb_common::table::{self, FIRST_ENDPOINT, PASS, SERVICE_IDS, SERVICE_RANGES, Slot};
 use serde::Serialize;
 
 use crate::blocks::Blocks;
@@ -71,6 +71,9 @@ pub struct EndpointView {
     pub id: u16,
 }
 
+/// What a Maglev table depends on: the endpoints that take new flows, and its length.
+type Table = (Vec<(IpAddr, u16)>, u32);
+
 /// Plans.
 #[must_use]
 pub fn plan(world: &World, observed: &Observed, settings: &Settings, now: u32) -> Plan {
@@ -81,7 +84,7 @@ pub fn plan(world: &World, observed: &Observed, settings: &Settings, now: u32) -
     let used = observed.services.values().map(|s| (s.base, s.mask + 1));
     let mut blocks = Blocks::new(observed.capacity, used);
     let mut service_ids = ServiceIds::new(observed);
-    let mut tables: BTreeMap<(Vec<(IpAddr, u16)>, u32), Vec<u16>> = BTreeMap::new();
+    let mut tables: BTreeMap<Table, Vec<u16>> = BTreeMap::new();
     let mut ranges = BTreeSet::new();
     let mut full = BTreeSet::new();
     for (frontend, front) in &fronts {
@@ -111,7 +114,8 @@ pub fn plan(world: &World, observed: &Observed, settings: &Settings, now: u32) -
         for range in front.ranges.iter().filter(|r| !observed.ranges.contains_key(&(id, **r))) {
             plan.actions.push(Action::PutRange(id, *range));
         }
-        let owners = tables.entry((front.usable.clone(), length)).or_insert_with(|| maglev::table(&front.usable, length));
+        let owners =
+            tables.entry((front.usable.clone(), length)).or_insert_with(|| maglev::table(&front.usable, length));
         let want: Vec<u16> = if owners.is_empty() {
             vec![front.fallback; length as usize]
         } else {
@@ -123,7 +127,8 @@ pub fn plan(world: &World, observed: &Observed, settings: &Settings, now: u32) -
         let halves = job.run(old, &mut plan);
         plan.services.push(view(frontend, front, &ids, &halves));
     }
-    let vips = vips.into_iter().map(|(v, flags)| (v, if full.contains(&v) { flags | table::VIP_UNKNOWN_PASS } else { flags }));
+    let vips =
+        vips.into_iter().map(|(v, flags)| (v, if full.contains(&v) { flags | table::VIP_UNKNOWN_PASS } else { flags }));
     let vips: BTreeMap<IpAddr, u32> = vips.collect();
     for (vip, flags) in vips.iter().filter(|(v, f)| observed.vips.get(v) != Some(f)) {
         plan.actions.push(Action::PutVip(*vip, *flags));
@@ -176,13 +181,23 @@ impl Job<'_> {
     /// Slots first, then the service's value that makes them visible.
     fn run(&self, old: Option<&table::Service>, plan: &mut Plan) -> Vec<u32> {
         let mask = self.want.len() as u32 - 1;
-        let affinity = self.front.affinity.map_or(0, |s| (u64::from(s) * u64::from(self.settings.milliticks) / 1000).max(1) as u32);
+        let affinity = self
+            .front
+            .affinity
+            .map_or(0, |s| (u64::from(s) * u64::from(self.settings.milliticks) / 1000).max(1) as u32);
         let flags = if self.front.ranges.is_empty() { 0 } else { SERVICE_RANGES };
         let mut value = table::Service { id: self.id, flags, base: self.base, mask, affinity, ..Default::default() };
         let Some(old) = old else {
             value.changed = self.now;
             let first = |w: &u16| if self.world.live && *w != PASS { (PASS, true) } else { (*w, false) };
-            let halves: Vec<u32> = self.want.iter().map(|w| { let (p, u) = first(w); Slot::half(*w, p, u) }).collect();
+            let halves: Vec<u32> = self
+                .want
+                .iter()
+                .map(|w| {
+                    let (p, u) = first(w);
+                    Slot::half(*w, p, u)
+                })
+                .collect();
             let slots = halves.iter().map(|h| Slot(u64::from(*h))).collect();
             plan.actions.push(Action::CopySlots { base: self.base, slots });
             plan.actions.push(Action::PutService(*self.frontend, value));
@@ -192,7 +207,10 @@ impl Job<'_> {
         let empty = Vec::new();
         let block = self.observed.blocks.get(&old.base).unwrap_or(&empty);
         let slot = |i: usize| block.get(i & old.mask as usize).copied().unwrap_or_default();
-        let mut halves: Vec<u32> = self.want.iter().enumerate()
+        let mut halves: Vec<u32> = self
+            .want
+            .iter()
+            .enumerate()
             .map(|(i, w)| slots::next(slot(i), *w, old.epoch, |id| self.alive.contains(&id)))
             .collect();
         let moved = self.want.iter().enumerate().any(|(i, w)| slot(i).cur() != *w);

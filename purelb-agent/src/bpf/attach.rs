@@ -36,8 +36,15 @@ impl Programs {
         let off = datapath.mode == Mode::Off;
         self.off = off;
         // Egress programs elsewhere are the business of `attach_exits`, as long as the interface lives.
-        self.detach_others(|name, hook, index| !off && (hook == "egress" && index != 0 || uplinks.iter().any(|u| u.name == name)));
-        uplinks.iter().map(|uplink| if off { status(uplink, "off", "datapath.mode is Off") } else { self.attach_one(uplink, datapath.hook) }).collect()
+        self.detach_others(|name, hook, index| {
+            !off && (hook == "egress" && index != 0 || uplinks.iter().any(|u| u.name == name))
+        });
+        uplinks
+            .iter()
+            .map(|uplink| {
+                if off { status(uplink, "off", "datapath.mode is Off") } else { self.attach_one(uplink, datapath.hook) }
+            })
+            .collect()
     }
 
     /// Puts the egress program on other interfaces that replies may leave by.
@@ -84,7 +91,9 @@ impl Programs {
         let program = self.program(hook);
         if let Ok(link) = sys::get(&path) {
             // A link whose interface is gone refuses (ENOLINK), though a new one may have its name.
-            if sys::link_ifindex(link.as_fd()).is_ok_and(|index| index == uplink.index) && sys::link_update(link.as_fd(), program).is_ok() {
+            if sys::link_ifindex(link.as_fd()).is_ok_and(|index| index == uplink.index)
+                && sys::link_update(link.as_fd(), program).is_ok()
+            {
                 return Ok(());
             }
             take_down(&path)?;
@@ -160,7 +169,14 @@ fn choose(uplink: &Uplink, wanted: Wanted) -> (Hook, String) {
 }
 
 fn status(uplink: &Uplink, hook: &str, why: &str) -> UplinkStatus {
-    UplinkStatus { name: uplink.name.clone(), ifindex: uplink.index, hook: hook.to_owned(), why: why.to_owned(), attached: false, problem: None }
+    UplinkStatus {
+        name: uplink.name.clone(),
+        ifindex: uplink.index,
+        hook: hook.to_owned(),
+        why: why.to_owned(),
+        attached: false,
+        problem: None,
+    }
 }
 
 const fn name_of(hook: Hook) -> &'static str {
@@ -174,16 +190,22 @@ const fn name_of(hook: Hook) -> &'static str {
 
 fn refusal(hook: Hook, e: &io::Error) -> String {
     match (hook, e.raw_os_error()) {
-        (Hook::Xdp | Hook::XdpGeneric, Some(libc::EBUSY | libc::EEXIST)) => "another XDP program owns the device".to_owned(),
+        (Hook::Xdp | Hook::XdpGeneric, Some(libc::EBUSY | libc::EEXIST)) => {
+            "another XDP program owns the device".to_owned()
+        }
         (Hook::Xdp, Some(libc::EOPNOTSUPP)) => "the driver has no native XDP".to_owned(),
-        (Hook::Xdp, Some(libc::ERANGE | libc::EINVAL | libc::E2BIG)) => format!("the driver refuses XDP with this MTU or these offloads ({e})"),
+        (Hook::Xdp, Some(libc::ERANGE | libc::EINVAL | libc::E2BIG)) => {
+            format!("the driver refuses XDP with this MTU or these offloads ({e})")
+        }
         _ => e.to_string(),
     }
 }
 
 fn problem(uplink: &Uplink, hook: Hook, e: &io::Error) -> Problem {
     let remedy = match (hook, e.raw_os_error()) {
-        (Hook::Xdp | Hook::XdpGeneric, Some(libc::EBUSY | libc::EEXIST)) => "remove the other program (bpftool net list) or set datapath.hook: tcx",
+        (Hook::Xdp | Hook::XdpGeneric, Some(libc::EBUSY | libc::EEXIST)) => {
+            "remove the other program (bpftool net list) or set datapath.hook: tcx"
+        }
         (Hook::Xdp, _) => "set datapath.hook: auto or tcx, or lower the MTU",
         (Hook::XdpGeneric, _) => "set datapath.hook: tcx",
         _ => "tcx needs Linux 6.6 or newer; see `bpftool net list` for what hangs there",

@@ -5,7 +5,8 @@ use bytemuck::Pod;
 use purelb_common::decide;
 use purelb_common::hash::Address;
 use purelb_common::table::{
-    Affinity, AffinityKey, Config, Endpoint, FlowKey, Pin, RangeKey, Reply, ReplyKey, Rev, RevKey, Service, ServiceKey, Slot,
+    Affinity, AffinityKey, Config, Endpoint, FlowKey, Pin, RangeKey, Reply, ReplyKey, Rev, RevKey, Service, ServiceKey,
+    Slot,
 };
 
 use super::maps::{Table, Tables};

@@ -11,7 +11,17 @@ use purelb_common::SCHEMA;
 use super::{BpfError, Maps, sys};
 
 const FAMILY_MAPS: [&str; 11] = [
-    "VIPS", "SERVICES", "ENDPOINTS", "PINS", "HALF_OPEN", "REPLIES", "UDP_REPLIES", "DIRECT", "AFFINITY", "REVSVC", "SRC_RANGES",
+    "VIPS",
+    "SERVICES",
+    "ENDPOINTS",
+    "PINS",
+    "HALF_OPEN",
+    "REPLIES",
+    "UDP_REPLIES",
+    "DIRECT",
+    "AFFINITY",
+    "REVSVC",
+    "SRC_RANGES",
 ];
 const SHARED_MAPS: [&str; 7] = ["CONFIG", "CLOCK", "VIP_BITMAP", "SLOTS", "STATS", "REASONS", "EVENTS"];
 

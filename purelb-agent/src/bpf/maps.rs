@@ -195,7 +195,11 @@ impl<K: Pod, V: Pod> Table<K, V> {
         let stride = size_of::<V>().next_multiple_of(8);
         let mut values = vec![0u8; self.raw.value_size()];
         self.raw.lookup(bytemuck::bytes_of(key), &mut values).map_err(self.fail("look-up"))?;
-        Ok(values.chunks_exact(stride).filter_map(|v| v.get(..size_of::<V>())).map(bytemuck::pod_read_unaligned).collect())
+        Ok(values
+            .chunks_exact(stride)
+            .filter_map(|v| v.get(..size_of::<V>()))
+            .map(bytemuck::pod_read_unaligned)
+            .collect())
     }
 
     pub(super) fn set(&self, key: &K, value: &V) -> Result<(), BpfError> {

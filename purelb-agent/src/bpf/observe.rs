@@ -18,14 +18,19 @@ impl Maps {
         read(&self.v4, Family::V4, &mut observed)?;
         read(&self.v6, Family::V6, &mut observed)?;
         for service in observed.services.values() {
-            let slots = (service.base..=service.base.saturating_add(service.mask)).map_while(|slot| self.slots.load(slot).map(Slot));
+            let slots = (service.base..=service.base.saturating_add(service.mask))
+                .map_while(|slot| self.slots.load(slot).map(Slot));
             observed.blocks.insert(service.base, slots.collect());
         }
         Ok(observed)
     }
 }
 
-fn read<A: Address + Into<IpAddr>>(tables: &Tables<A>, family: Family, observed: &mut Observed) -> Result<(), BpfError> {
+fn read<A: Address + Into<IpAddr>>(
+    tables: &Tables<A>,
+    family: Family,
+    observed: &mut Observed,
+) -> Result<(), BpfError> {
     tables.vips.for_each(|vip, value| {
         observed.vips.insert(vip.into(), value.flags);
     })?;

@@ -48,6 +48,10 @@ pub enum Hook {
 }
 
 /// Key of an LPM trie over [`RangeKey`]s.
+#[allow(
+    clippy::multiple_bound_locations,
+    reason = "derives on a packed type need the bound that bytemuck's derive repeats"
+)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C, packed)]
 pub struct TrieKey<A: Pod> {
@@ -275,7 +279,15 @@ pub fn link_create(program: BorrowedFd<'_>, ifindex: u32, hook: Hook) -> io::Res
         Hook::Ingress => (46, BPF_F_BEFORE),
         Hook::Egress => (47, BPF_F_BEFORE),
     };
-    let mut attr = LinkCreate { prog_fd: number(program), ifindex, attach_type, flags, relative_fd: 0, pad: 0, expected_revision: 0 };
+    let mut attr = LinkCreate {
+        prog_fd: number(program),
+        ifindex,
+        attach_type,
+        flags,
+        relative_fd: 0,
+        pad: 0,
+        expected_revision: 0,
+    };
     owned(bpf(BPF_LINK_CREATE, &mut attr)?)
 }
 
@@ -336,8 +348,7 @@ pub fn is_bpffs(path: &Path) -> io::Result<bool> {
     if unsafe { libc::statfs(name.as_ptr(), &raw mut buffer) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    #[expect(clippy::unnecessary_cast, reason = "the type of f_type differs between targets")]
-    Ok(buffer.f_type as i64 & 0xffff_ffff == BPF_FS_MAGIC)
+    Ok(buffer.f_type & 0xffff_ffff == BPF_FS_MAGIC)
 }
 
 /// Registers a ring buffer with tokio.

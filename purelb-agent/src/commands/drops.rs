@@ -28,10 +28,8 @@ pub async fn run(args: &Drops) -> anyhow::Result<u8> {
     let reasons = maps.reasons()?;
     let action = |reason: Reason| if reason.action() == Action::Drop { "drop" } else { "pass" };
     if json {
-        let rows: Vec<_> = reasons
-            .iter()
-            .map(|(r, n)| json!({"reason": r.name(), "action": action(*r), "packets": n}))
-            .collect();
+        let rows: Vec<_> =
+            reasons.iter().map(|(r, n)| json!({"reason": r.name(), "action": action(*r), "packets": n})).collect();
         say(&json!({"reasons": rows}).to_string());
     } else {
         for (reason, packets) in reasons.iter().filter(|(_, n)| *n > 0) {
@@ -50,7 +48,8 @@ fn print(event: &Event, json: bool) {
     let (client, vip) = (addr(event.client), addr(event.vip));
     let (from, to, proto) = (event.client_port, event.port, event.proto);
     if json {
-        say(&json!({"reason": reason, "proto": proto, "client": client, "client_port": from, "vip": vip, "port": to}).to_string());
+        say(&json!({"reason": reason, "proto": proto, "client": client, "client_port": from, "vip": vip, "port": to})
+            .to_string());
     } else {
         say(&format!("{reason:<18} proto {proto} {client} {from} -> {vip} {to}"));
     }

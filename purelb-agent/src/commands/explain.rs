@@ -28,17 +28,35 @@ pub fn run(args: &Explain) -> anyhow::Result<u8> {
     let maps = Maps::open(&args.query.instance.bpf_root)?;
     let (config, tick) = (maps.config()?, maps.clock()?.tick);
     let tcp = args.protocol.eq_ignore_ascii_case("tcp");
-    let flags = if !tcp { 0 } else if args.running { ACK } else { SYN };
+    let flags = if !tcp {
+        0
+    } else if args.running {
+        ACK
+    } else {
+        SYN
+    };
     let ports = (args.source.port(), args.destination.port());
     let observed = maps.observe()?;
     let vip = observed.vips.get(&args.destination.ip()).map(|flags| Vip { flags: *flags });
     let answer = match (args.source.ip(), args.destination.ip()) {
         (IpAddr::V4(c), IpAddr::V4(v)) => {
-            let flow = Flow { client: c.octets(), vip: v.octets(), client_port: ports.0, port: ports.1, flags: u32::from(flags) };
+            let flow = Flow {
+                client: c.octets(),
+                vip: v.octets(),
+                client_port: ports.0,
+                port: ports.1,
+                flags: u32::from(flags),
+            };
             answer(&maps.tables4()?, &config, vip, &flow, tcp, tick)
         }
         (IpAddr::V6(c), IpAddr::V6(v)) => {
-            let flow = Flow { client: c.octets(), vip: v.octets(), client_port: ports.0, port: ports.1, flags: u32::from(flags) };
+            let flow = Flow {
+                client: c.octets(),
+                vip: v.octets(),
+                client_port: ports.0,
+                port: ports.1,
+                flags: u32::from(flags),
+            };
             answer(&maps.tables6()?, &config, vip, &flow, tcp, tick)
         }
         _ => anyhow::bail!("{} and {} are of two families", args.source, args.destination),
@@ -57,7 +75,14 @@ pub fn run(args: &Explain) -> anyhow::Result<u8> {
     Ok(u8::from(dropped))
 }
 
-fn answer<A: Address, T: Tables<A>>(tables: &T, config: &Config, vip: Option<Vip>, flow: &Flow<A>, tcp: bool, tick: u32) -> Answer {
+fn answer<A: Address, T: Tables<A>>(
+    tables: &T,
+    config: &Config,
+    vip: Option<Vip>,
+    flow: &Flow<A>,
+    tcp: bool,
+    tick: u32,
+) -> Answer {
     let mut steps = Vec::new();
     let Some(vip) = vip else {
         steps.push("the destination is no VIP of this node: untouched".to_owned());
@@ -73,17 +98,29 @@ fn answer<A: Address, T: Tables<A>>(tables: &T, config: &Config, vip: Option<Vip
     };
     steps.push(format!(
         "service {} has {} slots from {}, epoch {}, affinity {} ticks",
-        service.id, service.mask + 1, service.base, service.epoch, service.affinity
+        service.id,
+        service.mask + 1,
+        service.base,
+        service.epoch,
+        service.affinity
     ));
-    let verdict: Option<Verdict<A>> =
-        if tcp { decide::decide::<A, T, 6>(tables, config, flow, tick) } else { decide::decide::<A, T, 17>(tables, config, flow, tick) };
+    let verdict: Option<Verdict<A>> = if tcp {
+        decide::decide::<A, T, 6>(tables, config, flow, tick)
+    } else {
+        decide::decide::<A, T, 17>(tables, config, flow, tick)
+    };
     let Some(verdict) = verdict else {
         return Answer { steps, reason: Reason::UnknownPort, endpoint: None };
     };
     if verdict.slot != u32::MAX {
         let slot = tables.slot(verdict.slot);
         let settled = if slot.unsettled(service.epoch) { "unsettled" } else { "settled" };
-        steps.push(format!("slot {}: {settled}, cur endpoint {}, prev endpoint {}", verdict.slot, slot.cur(), slot.prev()));
+        steps.push(format!(
+            "slot {}: {settled}, cur endpoint {}, prev endpoint {}",
+            verdict.slot,
+            slot.cur(),
+            slot.prev()
+        ));
     }
     if verdict.reason != Reason::Forwarded {
         return Answer { steps, reason: verdict.reason, endpoint: None };

@@ -18,7 +18,13 @@ pub fn run(query: &Query) -> anyhow::Result<u8> {
     }
     for s in list(&seen, "services") {
         let port = s.get("port").and_then(Value::as_u64).unwrap_or(0);
-        say(&format!("{} {} {port}/{} -> {}", text(s, "service"), text(s, "vip"), text(s, "protocol"), text(s, "answer")));
+        say(&format!(
+            "{} {} {port}/{} -> {}",
+            text(s, "service"),
+            text(s, "vip"),
+            text(s, "protocol"),
+            text(s, "answer")
+        ));
         for e in list(s, "endpoints") {
             let share = e.get("share").and_then(Value::as_f64).unwrap_or(0.0) * 100.0;
             let port = e.get("port").and_then(Value::as_u64).unwrap_or(0);

@@ -31,7 +31,11 @@ pub fn run(query: &Query) -> anyhow::Result<u8> {
         return Ok(0);
     }
     let word = if alive { "runs" } else { "is down; the data path goes on by its pins" };
-    say(&format!("node {}: agent {word}, {}, {services} services", text(&seen, "node"), if ready { "ready" } else { "not ready" }));
+    say(&format!(
+        "node {}: agent {word}, {}, {services} services",
+        text(&seen, "node"),
+        if ready { "ready" } else { "not ready" }
+    ));
     for uplink in list(&seen, "uplinks") {
         say(&format!("  uplink {:12} {:12} {}", text(uplink, "name"), text(uplink, "hook"), text(uplink, "why")));
     }

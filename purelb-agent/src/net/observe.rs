@@ -22,18 +22,29 @@ impl Netlink {
     pub async fn snapshot(&self, datapath: &Datapath) -> Result<Snapshot, NetError> {
         let fail = |what| move |source| NetError::Dump { what, source };
         let links: Vec<LinkMessage> = self.handle.link().get().execute().try_collect().await.map_err(fail("links"))?;
-        let addresses: Vec<AddressMessage> = self.handle.address().get().execute().try_collect().await.map_err(fail("addresses"))?;
+        let addresses: Vec<AddressMessage> =
+            self.handle.address().get().execute().try_collect().await.map_err(fail("addresses"))?;
         let v4 = RouteMessageBuilder::<std::net::Ipv4Addr>::new().build();
         let v6 = RouteMessageBuilder::<std::net::Ipv6Addr>::new().build();
-        let mut routes: Vec<RouteMessage> = self.handle.route().get(v4).execute().try_collect().await.map_err(fail("routes"))?;
+        let mut routes: Vec<RouteMessage> =
+            self.handle.route().get(v4).execute().try_collect().await.map_err(fail("routes"))?;
         routes.extend(self.handle.route().get(v6).execute().try_collect::<Vec<_>>().await.map_err(fail("routes"))?);
         Ok(snapshot(&links, &addresses, &routes, datapath))
     }
 }
 
-fn snapshot(links: &[LinkMessage], addresses: &[AddressMessage], routes: &[RouteMessage], datapath: &Datapath) -> Snapshot {
-    let devices: BTreeMap<u32, Uplink> =
-        links.iter().filter(|l| !l.header.flags.contains(LinkFlags::Loopback)).map(device).map(|d| (d.index, d)).collect();
+fn snapshot(
+    links: &[LinkMessage],
+    addresses: &[AddressMessage],
+    routes: &[RouteMessage],
+    datapath: &Datapath,
+) -> Snapshot {
+    let devices: BTreeMap<u32, Uplink> = links
+        .iter()
+        .filter(|l| !l.header.flags.contains(LinkFlags::Loopback))
+        .map(device)
+        .map(|d| (d.index, d))
+        .collect();
     let mut problems = Vec::new();
     let wanted: BTreeSet<u32> = if datapath.interfaces.is_empty() {
         routes.iter().filter(|r| is_default(r)).flat_map(outgoing).collect()
@@ -41,13 +52,21 @@ fn snapshot(links: &[LinkMessage], addresses: &[AddressMessage], routes: &[Route
         datapath.interfaces.iter().flat_map(|entry| matching(entry, &devices, &mut problems)).collect()
     };
     let gateways: BTreeSet<u32> = routes.iter().filter(|r| has_gateway(r)).flat_map(outgoing).collect();
-    let pick = |indices: &BTreeSet<u32>| indices.iter().filter_map(|i| devices.get(i)).filter(|d| d.name != VIP_DEVICE).cloned().collect();
+    let pick = |indices: &BTreeSet<u32>| {
+        indices.iter().filter_map(|i| devices.get(i)).filter(|d| d.name != VIP_DEVICE).cloned().collect()
+    };
     let exits = gateways.difference(&wanted).copied().collect();
     Snapshot { uplinks: pick(&wanted), exits: pick(&exits), addresses: own(addresses, routes, &devices), problems }
 }
 
 fn device(link: &LinkMessage) -> Uplink {
-    let mut device = Uplink { name: String::new(), index: link.header.index, kind: String::new(), mtu: 0, up: link.header.flags.contains(LinkFlags::Up) };
+    let mut device = Uplink {
+        name: String::new(),
+        index: link.header.index,
+        kind: String::new(),
+        mtu: 0,
+        up: link.header.flags.contains(LinkFlags::Up),
+    };
     for attribute in &link.attributes {
         match attribute {
             LinkAttribute::IfName(name) => device.name.clone_from(name),
@@ -104,14 +123,26 @@ fn matching(entry: &str, devices: &BTreeMap<u32, Uplink>, problems: &mut Vec<Pro
     let Some(pattern) = entry.strip_prefix('/').and_then(|e| e.strip_suffix('/')) else {
         return match devices.values().find(|d| d.name == entry) {
             Some(device) => vec![device.index],
-            None => fault("there is no such interface on this node".to_owned(), "correct the name, or leave the list empty to use those with a default route"),
+            None => fault(
+                "there is no such interface on this node".to_owned(),
+                "correct the name, or leave the list empty to use those with a default route",
+            ),
         };
     };
     match regex::Regex::new(&format!("^(?:{pattern})$")) {
-        Err(e) => fault(format!("not a regular expression: {e}"), "correct it; the syntax is that of the Rust crate regex"),
+        Err(e) => {
+            fault(format!("not a regular expression: {e}"), "correct it; the syntax is that of the Rust crate regex")
+        }
         Ok(regex) => {
             let found: Vec<u32> = devices.values().filter(|d| regex.is_match(&d.name)).map(|d| d.index).collect();
-            if found.is_empty() { fault("no interface of this node matches".to_owned(), "correct the expression; it must match the whole name") } else { found }
+            if found.is_empty() {
+                fault(
+                    "no interface of this node matches".to_owned(),
+                    "correct the expression; it must match the whole name",
+                )
+            } else {
+                found
+            }
         }
     }
 }
@@ -141,7 +172,10 @@ fn own(addresses: &[AddressMessage], routes: &[RouteMessage], devices: &BTreeMap
         }
         let (Some(ip), Some(flags)) = (local.or(address), flags) else { continue };
         let Ok(net) = IpNet::new(ip, message.header.prefix_len) else { continue };
-        if flags.contains(AddressFlags::Permanent) && net.prefix_len() < net.max_prefix_len() && connected.contains(&(index, net.trunc())) {
+        if flags.contains(AddressFlags::Permanent)
+            && net.prefix_len() < net.max_prefix_len()
+            && connected.contains(&(index, net.trunc()))
+        {
             own.insert(ip);
         }
     }

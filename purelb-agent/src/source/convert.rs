@@ -53,7 +53,9 @@ pub fn world(node: &str, listing: &Listing) -> (World, Vec<Problem>) {
                 for a in n.status.addresses.iter().filter(|a| a.r#type.ends_with("IP")) {
                     match a.address.parse::<IpAddr>() {
                         Ok(addr) => drop(world.node_addresses.insert(addr)),
-                        Err(_) => faults.add("status.addresses", format!("{:?} is no IP address", a.address), "correct it"),
+                        Err(_) => {
+                            faults.add("status.addresses", format!("{:?} is no IP address", a.address), "correct it")
+                        }
                     }
                 }
             }
@@ -130,7 +132,11 @@ fn service(s: &o::Service, faults: &mut Faults<'_>) -> Option<Service> {
             Ok(net) => drop(out.source_ranges.insert(net.trunc())),
             Err(_) => {
                 bad_range = true;
-                faults.add("spec.loadBalancerSourceRanges", format!("{range:?} is no CIDR"), "write it as 192.0.2.0/24");
+                faults.add(
+                    "spec.loadBalancerSourceRanges",
+                    format!("{range:?} is no CIDR"),
+                    "write it as 192.0.2.0/24",
+                );
             }
         }
     }
@@ -143,7 +149,11 @@ fn service(s: &o::Service, faults: &mut Faults<'_>) -> Option<Service> {
         None | Some("Cluster" | "") => false,
         Some("Local") => true,
         Some(other) => {
-            faults.add("spec.externalTrafficPolicy", format!("{other:?} is unknown; Cluster is assumed"), "use Local or Cluster");
+            faults.add(
+                "spec.externalTrafficPolicy",
+                format!("{other:?} is unknown; Cluster is assumed"),
+                "use Local or Cluster",
+            );
             false
         }
     };
@@ -154,7 +164,11 @@ fn service(s: &o::Service, faults: &mut Faults<'_>) -> Option<Service> {
             Some(config.and_then(|c| c.timeout_seconds).unwrap_or(10_800))
         }
         Some(other) => {
-            faults.add("spec.sessionAffinity", format!("{other:?} is unknown; None is assumed"), "use ClientIP or None");
+            faults.add(
+                "spec.sessionAffinity",
+                format!("{other:?} is unknown; None is assumed"),
+                "use ClientIP or None",
+            );
             None
         }
     };
@@ -172,7 +186,12 @@ fn protocol(word: &str) -> Result<Option<Protocol>, String> {
     }
 }
 
-fn slice(s: &o::EndpointSlice, unready_counts: &BTreeSet<String>, services: &mut BTreeMap<String, Service>, faults: &mut Faults<'_>) {
+fn slice(
+    s: &o::EndpointSlice,
+    unready_counts: &BTreeSet<String>,
+    services: &mut BTreeMap<String, Service>,
+    faults: &mut Faults<'_>,
+) {
     let Some(owner) = s.metadata.labels.get("kubernetes.io/service-name") else {
         let remedy = "add the label kubernetes.io/service-name";
         return faults.add("metadata.labels", "names no Service".to_owned(), remedy);
@@ -186,6 +205,17 @@ fn slice(s: &o::EndpointSlice, unready_counts: &BTreeSet<String>, services: &mut
             return faults.add("addressType", format!("{other:?} cannot be balanced"), "use IPv4 or IPv6");
         }
     };
+    let mut endpoints = Vec::new();
+    for (index, endpoint) in s.endpoints.iter().flatten().enumerate() {
+        let Some(text) = endpoint.addresses.first() else { continue };
+        match text.parse::<IpAddr>() {
+            Ok(addr) if addr.is_ipv4() == v4 => endpoints.push((addr, endpoint)),
+            _ => {
+                let message = format!("{text:?} is no {} address", s.address_type);
+                faults.add(&format!("endpoints[{index}].addresses"), message, "correct it");
+            }
+        }
+    }
     let mut found = Vec::new();
     for port in s.ports.iter().flatten() {
         let protocol = match protocol(port.protocol.as_deref().unwrap_or("TCP")) {
@@ -203,7 +233,7 @@ fn slice(s: &o::EndpointSlice, unready_counts: &BTreeSet<String>, services: &mut
                 continue;
             }
         };
-        for (index, endpoint) in s.endpoints.iter().flatten().enumerate() {
+        for &(addr, endpoint) in &endpoints {
             let c = &endpoint.conditions;
             let ready = c.ready.unwrap_or(true) || unready_counts.contains(&full);
             let state = match (c.terminating.unwrap_or(false), ready) {
@@ -211,22 +241,15 @@ fn slice(s: &o::EndpointSlice, unready_counts: &BTreeSet<String>, services: &mut
                 (false, true) => EndpointState::Ready,
                 (false, false) => EndpointState::Unready,
             };
-            let Some(text) = endpoint.addresses.first() else { continue };
-            match text.parse::<IpAddr>() {
-                Ok(addr) if addr.is_ipv4() == v4 => found.push(Endpoint {
-                    addr,
-                    port_name: port.name.clone().unwrap_or_default(),
-                    protocol,
-                    port: target,
-                    node: endpoint.node_name.clone(),
-                    state,
-                    serving: c.serving.unwrap_or(ready),
-                }),
-                _ => {
-                    let message = format!("{text:?} is no {} address", s.address_type);
-                    faults.add(&format!("endpoints[{index}].addresses"), message, "correct it");
-                }
-            }
+            found.push(Endpoint {
+                addr,
+                port_name: port.name.clone().unwrap_or_default(),
+                protocol,
+                port: target,
+                node: endpoint.node_name.clone(),
+                state,
+                serving: c.serving.unwrap_or(ready),
+            });
         }
     }
     if let Some(service) = services.get_mut(&full) {

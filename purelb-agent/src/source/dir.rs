@@ -120,7 +120,12 @@ impl Dir {
                 }
                 Err(error) if manifest => {
                     let origin = path.display().to_string();
-                    problems.push(fault(&format!("file {origin}"), &origin, error.to_string(), "make the file readable"));
+                    problems.push(fault(
+                        &format!("file {origin}"),
+                        &origin,
+                        error.to_string(),
+                        "make the file readable",
+                    ));
                 }
                 _ => {}
             }
@@ -144,12 +149,24 @@ fn read(path: &Path, length: u64, file: &mut File) {
     let mut problems = Vec::new();
     let mut objects = BTreeMap::new();
     if length > LARGEST {
-        problems.push(fault(&format!("file {name}"), &name, format!("{length} bytes are too many"), "keep files below 8 MiB"));
+        problems.push(fault(
+            &format!("file {name}"),
+            &name,
+            format!("{length} bytes are too many"),
+            "keep files below 8 MiB",
+        ));
     } else {
         match fs::read(path).map(String::from_utf8) {
             Ok(Ok(text)) => documents(&name, &text, &mut objects, &mut problems),
-            Ok(Err(_)) => problems.push(fault(&format!("file {name}"), &name, "is not UTF-8 text".to_owned(), "write YAML or JSON")),
-            Err(error) => problems.push(fault(&format!("file {name}"), &name, error.to_string(), "make the file readable")),
+            Ok(Err(_)) => problems.push(fault(
+                &format!("file {name}"),
+                &name,
+                "is not UTF-8 text".to_owned(),
+                "write YAML or JSON",
+            )),
+            Err(error) => {
+                problems.push(fault(&format!("file {name}"), &name, error.to_string(), "make the file readable"))
+            }
         }
     }
     if problems.is_empty() {
@@ -179,7 +196,13 @@ fn documents(name: &str, text: &str, objects: &mut BTreeMap<Key, (Object, String
     }
 }
 
-fn parse(name: &str, start: usize, text: &str, objects: &mut BTreeMap<Key, (Object, String)>, problems: &mut Vec<Problem>) {
+fn parse(
+    name: &str,
+    start: usize,
+    text: &str,
+    objects: &mut BTreeMap<Key, (Object, String)>,
+    problems: &mut Vec<Problem>,
+) {
     // Comments before the object do not move its line.
     let blank = text.lines().take_while(|l| l.trim().is_empty() || l.trim_start().starts_with('#')).count();
     if blank == text.lines().count() {
@@ -200,7 +223,12 @@ fn object(value: Value, origin: &str, objects: &mut BTreeMap<Key, (Object, Strin
     let text = |key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
     let (kind, version) = (text("kind"), text("apiVersion"));
     if kind.is_empty() || version.is_empty() {
-        problems.push(fault(&format!("file {origin}"), origin, "is no Kubernetes object".to_owned(), "add apiVersion and kind"));
+        problems.push(fault(
+            &format!("file {origin}"),
+            origin,
+            "is no Kubernetes object".to_owned(),
+            "add apiVersion and kind",
+        ));
         return;
     }
     if kind.ends_with("List") {

@@ -6,8 +6,8 @@ use std::net::IpAddr;
 
 use purelb_common::decide::{self, Flow, Tables};
 use purelb_common::table::{
-    Affinity, AffinityKey, Config, Endpoint, FlowKey, Pin, RangeKey, Reply, ReplyKey, Rev, RevKey, Service,
-    ServiceKey, Slot,
+    Affinity, AffinityKey, Config, Endpoint, FlowKey, Pin, RangeKey, Reply, ReplyKey, Rev, RevKey, Service, ServiceKey,
+    Slot,
 };
 use purelb_common::verdict::Reason;
 use purelb_plan::observed::{Family, Frontend, Observed};
