@@ -1,4 +1,4 @@
-//! Requests through the loaded programs: which endpoint, or which reason, and every byte of the frame.
+//! Requests through the loaded programs: which endpoint, or which reason, and every byte of the frame. Invariants I5, I6 and I9.
 
 use anyhow::{Context as _, Result, ensure};
 use purelb_common::table::{

@@ -3,6 +3,7 @@
 //! aya has no map batches, falls back to netlink attachments that die with the process, and cannot
 //! map an array; everything else of aya is used as it is.
 #![expect(unsafe_code, reason = "bpf(2), mmap(2) and membarrier(2) have no safe wrapper; this file is that wrapper")]
+#![allow(clippy::multiple_bound_locations, reason = "derives on a packed type need the bound that bytemuck repeats")]
 
 use std::ffi::CString;
 use std::io;
@@ -48,10 +49,6 @@ pub enum Hook {
 }
 
 /// Key of an LPM trie over [`RangeKey`]s.
-#[allow(
-    clippy::multiple_bound_locations,
-    reason = "derives on a packed type need the bound that bytemuck's derive repeats"
-)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C, packed)]
 pub struct TrieKey<A: Pod> {
