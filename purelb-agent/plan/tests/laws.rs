@@ -1,4 +1,4 @@
-//! The laws of the plan, held by the code the kernel runs too. Invariants I1 to I4.
+//! The laws of the plan, held by the code the kernel runs too. Invariants I1, I2, I3 and I4.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
