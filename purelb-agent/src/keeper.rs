@@ -135,7 +135,16 @@ impl Keeper {
         let planned = plan(&world, &maps.observe()?, &settings, maps.clock()?.tick);
         for action in &planned.actions {
             tracing::debug!(?action, "apply");
-            maps.apply(action)?;
+            // A map that is full must not take the others' changes with it; the next look tries again.
+            if let Err(error) = maps.apply(action) {
+                problems.push(Problem {
+                    object: "tables".to_owned(),
+                    field: String::new(),
+                    message: format!("a change was refused: {error}"),
+                    remedy: "serve fewer VIPs and Services on this node".to_owned(),
+                    origin: String::new(),
+                });
+            }
         }
         if !planned.actions.is_empty() {
             tracing::info!(actions = planned.actions.len(), services = planned.services.len(), "tables changed");

@@ -109,7 +109,9 @@ impl Dir {
             return;
         }
         let Ok(entries) = fs::read_dir(folder) else { return };
-        let mut entries: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).collect();
+        // Names with a leading dot are not manifests: editors' files, and `..data` of a mounted ConfigMap.
+        let hidden = |p: &PathBuf| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with('.'));
+        let mut entries: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).filter(|p| !hidden(p)).collect();
         entries.sort();
         for path in entries {
             let manifest = path.extension().is_some_and(|e| e == "yaml" || e == "yml" || e == "json");
