@@ -298,6 +298,9 @@ impl Drop for Lab {
         for node in self.nodes.drain(..) {
             let root = node.agent.bpf_root().to_owned();
             drop(node.agent);
+            let status =
+                format!("/run/purelb-agent/{}.json", root.display().to_string().trim_matches('/').replace('/', "-"));
+            drop(std::fs::remove_file(status));
             drop(std::fs::remove_dir_all(root));
             for pod in node.pods {
                 drop(pod.servers);
