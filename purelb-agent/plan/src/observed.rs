@@ -61,7 +61,7 @@ pub struct Observed {
     pub reverse: BTreeMap<Backend, (IpAddr, u16)>,
     /// Number of slots in the map `SLOTS`.
     pub capacity: u32,
-    /// A whole settle time has passed since the last agent start or `live` is over, so REVSVC may be used.
+    /// Tick of the reading.
     pub tick: u32,
 }
 

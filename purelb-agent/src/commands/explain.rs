@@ -40,24 +40,10 @@ pub fn run(args: &Explain) -> anyhow::Result<u8> {
     let vip = observed.vips.get(&args.destination.ip()).map(|flags| Vip { flags: *flags });
     let answer = match (args.source.ip(), args.destination.ip()) {
         (IpAddr::V4(c), IpAddr::V4(v)) => {
-            let flow = Flow {
-                client: c.octets(),
-                vip: v.octets(),
-                client_port: ports.0,
-                port: ports.1,
-                flags: u32::from(flags),
-            };
-            answer(&maps.tables4()?, &config, vip, &flow, tcp, tick)
+            answer(&maps.tables4()?, &config, vip, &flow(c.octets(), v.octets(), ports, flags), tcp, tick)
         }
         (IpAddr::V6(c), IpAddr::V6(v)) => {
-            let flow = Flow {
-                client: c.octets(),
-                vip: v.octets(),
-                client_port: ports.0,
-                port: ports.1,
-                flags: u32::from(flags),
-            };
-            answer(&maps.tables6()?, &config, vip, &flow, tcp, tick)
+            answer(&maps.tables6()?, &config, vip, &flow(c.octets(), v.octets(), ports, flags), tcp, tick)
         }
         _ => anyhow::bail!("{} and {} are of two families", args.source, args.destination),
     };
@@ -73,6 +59,10 @@ pub fn run(args: &Explain) -> anyhow::Result<u8> {
         say(&format!("=> {}{end}", answer.reason.name()));
     }
     Ok(u8::from(dropped))
+}
+
+fn flow<A: Address>(client: A, vip: A, (client_port, port): (u16, u16), flags: u8) -> Flow<A> {
+    Flow { client, vip, client_port, port, flags: u32::from(flags) }
 }
 
 fn answer<A: Address, T: Tables<A>>(
