@@ -21,13 +21,14 @@ pub enum Command {
     #[command(after_help = "Example: purelb-agent node --source dir:./manifests --node-name node1")]
     Node(Node),
     /// Uplinks, hooks and why, problems.
-    #[command(after_help = "Example: purelb-agent status -o json")]
+    #[command(after_help = "Example: purelb-agent status -o json\n\nExit code: 0 ready, 1 not ready.")]
     Status(Query),
     /// VIPs and ports with their endpoints, states and shares.
     #[command(after_help = "Example: purelb-agent services")]
     Services(Query),
     /// Each step of the decision for a packet, from the live maps.
-    #[command(after_help = "Example: purelb-agent explain tcp 198.51.100.7:40000 203.0.113.1:80")]
+    #[command(after_help = "Example: purelb-agent explain tcp 198.51.100.7:40000 203.0.113.1:80 --flags fin,ack\n\n\
+        Exit code: 0 forwarded or passed, 1 dropped, 2 wrong usage or no tables.")]
     Explain(Explain),
     /// Reasons for which packets left, with counts; `--watch` shows sampled drops live.
     #[command(after_help = "Example: purelb-agent drops --watch")]
@@ -60,12 +61,18 @@ pub struct Node {
     /// Folder for the agent's own state [default: PATH/state].
     #[arg(long)]
     pub state: Option<PathBuf>,
-    /// kube-proxy serves this node too: what is not balanced here is left to it.
-    #[arg(long)]
-    pub kube_proxy: bool,
-    /// The node already carries connections to its VIPs by other means: they stay where they are.
-    #[arg(long)]
-    pub live: bool,
+    /// kube-proxy serves this node too, and what is not balanced here is left to it; auto: it answers on
+    /// port 10256 of loopback.
+    #[arg(long, value_enum, default_value_t, value_name = "WHETHER")]
+    pub kube_proxy: Choice,
+    /// The node already carries connections to its VIPs by other means, and they stay where they are; auto:
+    /// kube-proxy was found and no tables were pinned before.
+    #[arg(long, value_enum, default_value_t, value_name = "WHETHER")]
+    pub live: Choice,
+    /// The agent must have run this long before a reply that no flow entry names is translated by its
+    /// pod's port alone; off: never.
+    #[arg(long, default_value = "10m", value_parser = duration_or_off, value_name = "DURATION|off")]
+    pub reply_fallback: OrOff,
     /// A service settles this long after its last change.
     #[arg(long, default_value = "24h", value_parser = duration)]
     pub settle: u64,
@@ -75,6 +82,18 @@ pub struct Node {
     /// Form of the log lines.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
+}
+
+/// Yes, no, or found out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Choice {
+    /// Found out.
+    #[default]
+    Auto,
+    /// Yes.
+    Yes,
+    /// No.
+    No,
 }
 
 /// Form of the log.
@@ -117,9 +136,12 @@ pub struct Explain {
     pub source: SocketAddr,
     /// VIP and port.
     pub destination: SocketAddr,
-    /// A packet of a running connection instead of the first one (TCP).
-    #[arg(long)]
+    /// A packet of a running connection instead of the first one (TCP), as --flags ack.
+    #[arg(long, conflicts_with = "flags")]
     pub running: bool,
+    /// TCP flags: fin, syn, rst, psh, ack, urg [default: syn].
+    #[arg(long, value_parser = tcp_flags, value_name = "FLAG,...")]
+    pub flags: Option<u8>,
     #[command(flatten)]
     /// The rest.
     pub query: Query,
@@ -147,20 +169,124 @@ pub struct Cleanup {
     pub query: Query,
 }
 
-/// Milliseconds of a duration as Go writes it: 500ms, 10s, 5m, 24h.
+/// Milliseconds, or never.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OrOff {
+    /// After so many milliseconds; 0: at once.
+    After(u64),
+    /// Never.
+    Off,
+}
+
+/// Milliseconds of a duration as Go writes it: 500ms, 1.5s, 1h30m; what is left of one counts as one.
 ///
 /// # Errors
 /// What is wrong with it.
 pub fn duration(text: &str) -> Result<u64, String> {
-    let split = text.find(|c: char| !c.is_ascii_digit()).ok_or("a unit is missing: 500ms, 10s, 5m, 24h")?;
-    let (number, unit) = text.split_at(split);
-    let number: u64 = number.parse().map_err(|_| format!("{text:?} does not begin with a number"))?;
-    let factor = match unit {
-        "ms" => 1,
-        "s" => 1000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => return Err(format!("unknown unit {unit:?}: use ms, s, m or h")),
-    };
-    number.checked_mul(factor).ok_or_else(|| format!("{text} is too long"))
+    if text == "0" {
+        return Ok(0);
+    }
+    let mut rest = text;
+    let mut nanoseconds: u128 = 0;
+    while !rest.is_empty() || text.is_empty() {
+        let number = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
+        let (number, after) = rest.split_at(number);
+        let unit = after.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(after.len());
+        let (unit, after) = after.split_at(unit);
+        let scale: u128 = match unit {
+            "ns" => 1,
+            "us" | "µs" | "μs" => 1_000,
+            "ms" => 1_000_000,
+            "s" => 1_000_000_000,
+            "m" => 60_000_000_000,
+            "h" => 3_600_000_000_000,
+            "" => return Err(format!("{text:?} lacks a unit: write 500ms, 10s, 5m or 1h30m")),
+            _ => return Err(format!("{text:?} has the unknown unit {unit:?}: use ms, s, m or h")),
+        };
+        let bad = || format!("{text:?} is no duration: write 500ms, 10s, 5m or 1h30m");
+        let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+        let digits = |digits: &str| if digits.is_empty() { Ok(0) } else { digits.parse::<u64>() };
+        if number.len() > 18 || whole.len() + fraction.len() == 0 || fraction.contains('.') {
+            return Err(bad());
+        }
+        let tenths = 10u128.pow(u32::try_from(fraction.len()).map_err(|_| bad())?);
+        nanoseconds += u128::from(digits(whole).map_err(|_| bad())?) * scale;
+        nanoseconds += u128::from(digits(fraction).map_err(|_| bad())?) * scale / tenths;
+        rest = after;
+    }
+    u64::try_from(nanoseconds.div_ceil(1_000_000)).map_err(|_| format!("{text} is too long"))
+}
+
+/// The flag byte of a TCP header from its names: `fin,ack`; `none` for none.
+///
+/// # Errors
+/// A name that is none.
+pub fn tcp_flags(text: &str) -> Result<u8, String> {
+    let names = ["fin", "syn", "rst", "psh", "ack", "urg"];
+    let mut flags = 0;
+    for word in text.split(',').filter(|_| !text.eq_ignore_ascii_case("none")) {
+        match names.iter().position(|name| word.trim().eq_ignore_ascii_case(name)) {
+            Some(bit) => flags |= 1 << bit,
+            None => return Err(format!("{word:?} is no TCP flag: use {}, or none alone", names.join(", "))),
+        }
+    }
+    Ok(flags)
+}
+
+/// A duration, or `off`.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn duration_or_off(text: &str) -> Result<OrOff, String> {
+    if text == "off" { Ok(OrOff::Off) } else { duration(text).map(OrOff::After) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_those_of_go() {
+        let good = [
+            ("0", 0),
+            ("0s", 0),
+            ("500ms", 500),
+            ("1.5s", 1_500),
+            (".5s", 500),
+            ("2.s", 2_000),
+            ("10s", 10_000),
+            ("5m", 300_000),
+            ("24h", 86_400_000),
+            ("1h30m", 5_400_000),
+            ("1h0.5m1.5s20ms", 3_631_520),
+            ("1us", 1),
+            ("1500µs", 2),
+        ];
+        for (text, want) in good {
+            assert_eq!(duration(text), Ok(want), "{text}");
+        }
+        for text in
+            ["", "5", "s", ".s", "1.2.3s", "-1s", "+1s", "1d", "1 s", "1h30", "99999999999999999999s", "infinite"]
+        {
+            let error = duration(text).unwrap_err();
+            assert!(error.contains(text) && error.contains("ms"), "{text}: {error}");
+        }
+        assert_eq!(duration_or_off("off"), Ok(OrOff::Off));
+        assert_eq!(duration_or_off("10m"), Ok(OrOff::After(600_000)));
+    }
+
+    #[test]
+    fn flags_by_name() {
+        let rows = [("syn", 2), ("SYN,ack", 18), ("fin, ack", 17), ("none", 0), ("urg,psh,rst", 44)];
+        for (text, want) in rows {
+            assert_eq!(tcp_flags(text), Ok(want), "{text}");
+        }
+        assert!(tcp_flags("syn,ock").unwrap_err().contains("ock"));
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory as _;
+        Args::command().debug_assert();
+    }
 }

@@ -7,6 +7,7 @@ mod explain;
 mod load;
 mod maps;
 mod observe;
+mod sweep;
 mod sys;
 
 use std::io;
@@ -17,6 +18,7 @@ pub use events::Events;
 pub use explain::ReadOnly;
 pub use load::{Programs, load, remove};
 pub use maps::{ClockReading, Maps};
+pub use sweep::{SWEEP, sweep};
 
 /// What can go wrong between us and the kernel.
 #[derive(Debug, thiserror::Error)]
@@ -50,14 +52,6 @@ pub enum BpfError {
         object: String,
         /// Why.
         source: io::Error,
-    },
-    /// A slot outside the map.
-    #[error("slot {slot} is outside of SLOTS ({capacity} slots)")]
-    Slot {
-        /// Its number.
-        slot: u32,
-        /// How many there are.
-        capacity: u32,
     },
     /// A map could not be opened by aya.
     #[error("map {name}: {source}")]

@@ -1,21 +1,27 @@
-//! The one owner of state: whatever happens means "look again", and looking again is reading the
-//! source, the host and the maps, planning, and applying.
+//! The one owner of state: whatever happens means "look again", and looking again is reading what changed
+//! of source and host, planning, and applying. Every minute everything is read anew, the maps too.
 
-use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use purelb_common::table::{CONFIG_REVSVC, Config, TICK_SHIFT};
-use purelb_plan::plan::{Settings, plan};
+use purelb_common::table::TICK_SHIFT;
+use purelb_plan::apply::apply;
+use purelb_plan::observed::{Action, Observed};
+use purelb_plan::plan::{Planner, Settings};
 use purelb_plan::problem::Problem;
 use purelb_plan::world::{Datapath, Mode};
 
-use crate::args::Node;
+use crate::args::{Choice, Node};
 use crate::bpf::{BpfError, Programs};
-use crate::host;
-use crate::net::{NetError, Netlink};
-use crate::snapshot::{self, Snapshot, Uplink};
-use crate::source::convert;
-use crate::source::dir::Dir;
+use crate::host::{self, KubeProxy};
+use crate::net::{self, NetError, Netlink};
+use crate::pulse;
+use crate::snapshot::{Publisher, Snapshot, Uplink};
+use crate::source::{Folder, Look};
+
+/// Everything is looked at this often even if nothing says that it changed; inotify makes it rare.
+pub const POLL: Duration = Duration::from_secs(5);
+/// The maps are read again, and what only time changes is looked at.
+const RESYNC: Duration = Duration::from_secs(60);
 
 /// Why the agent cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -31,40 +37,52 @@ pub enum KeepError {
 /// Holds everything that lives as long as the agent.
 pub struct Keeper {
     args: Node,
-    dir: Dir,
+    folder: Folder,
+    kube_proxy: KubeProxy,
+    /// Tables were there before, or are by now: what is new was not served by others.
+    pinned: bool,
     programs: Programs,
     netlink: Netlink,
-    datapath: Datapath,
-    attached: Vec<(crate::net::Uplink, Datapath)>,
+    network: Option<net::Snapshot>,
+    planner: Planner,
+    /// The maps as we left them; `None`: they must be read.
+    observed: Option<Observed>,
+    resynced: Instant,
+    attached: Vec<(net::Uplink, Datapath)>,
+    attach_problems: Vec<Problem>,
     snapshot: Snapshot,
-    written: Vec<u8>,
+    publisher: Publisher,
     ticks_per_1000s: u64,
+    started: Instant,
 }
 
 impl Keeper {
-    /// Adopts what is pinned; writes nothing else yet.
+    /// Adopts what is pinned; writes nothing yet. `pinned`: there were tables before.
     ///
     /// # Errors
     /// The kernel or netlink refuses.
-    pub fn new(args: Node, folder: PathBuf, state: PathBuf, programs: Programs) -> Result<Self, KeepError> {
+    pub fn new(args: Node, folder: Folder, programs: Programs, pinned: bool) -> Result<Self, KeepError> {
         let netlink = Netlink::new()?;
         let clock = programs.maps().clock()?;
         let snapshot = Snapshot { node: args.node_name.clone(), pid: std::process::id(), ..Snapshot::default() };
         Ok(Self {
-            dir: Dir::new(folder, state),
-            args,
+            kube_proxy: KubeProxy::new(args.kube_proxy),
+            pinned,
+            folder,
             programs,
             netlink,
-            datapath: Datapath::default(),
+            network: None,
+            planner: Planner::default(),
+            observed: None,
+            resynced: Instant::now(),
             attached: Vec::new(),
+            attach_problems: Vec::new(),
             snapshot,
-            written: Vec::new(),
+            publisher: Publisher::new(&args.instance.bpf_root),
+            args,
             ticks_per_1000s: (u64::from(clock.hz) * 1000) >> TICK_SHIFT,
+            started: Instant::now(),
         })
-    }
-
-    fn ticks(&self, milliseconds: u64) -> u32 {
-        u32::try_from((milliseconds * self.ticks_per_1000s / 1_000_000).max(1)).unwrap_or(u32::MAX)
     }
 
     /// Resolves when the network changed.
@@ -72,105 +90,132 @@ impl Keeper {
     /// # Errors
     /// Netlink is gone.
     pub async fn network_changed(&mut self) -> Result<(), KeepError> {
-        Ok(self.netlink.changed().await?)
+        self.netlink.changed().await?;
+        self.network = None;
+        Ok(())
     }
 
-    /// Tells the programs that the agent lives.
+    /// Once a second: tells the programs that the agent lives, as soon as it has a list (D17), and publishes
+    /// what waited for it.
     ///
     /// # Errors
     /// The map cannot be written.
-    pub fn heartbeat(&self) -> Result<(), KeepError> {
-        let maps = self.programs.maps();
-        let (local_port_min, local_port_max) = host::local_ports();
-        let old = maps.config()?;
-        maps.set_config(&Config {
-            heartbeat: maps.clock()?.tick,
-            heartbeat_limit: self.ticks(self.args.heartbeat),
-            // One cluster, one table: the seed is a constant until the cluster hands one out.
-            seed: 0x7075_7265_6c62,
-            insert_budget: 125_000,
-            sample: 1,
-            half_open: self.ticks(20_000),
-            udp_idle: self.ticks(60_000),
-            tcp_idle: self.ticks(7_200_000),
-            udp_pass: self.ticks(180_000),
-            flags: old.flags & CONFIG_REVSVC,
-            local_port_min,
-            local_port_max,
-            ..old
-        })?;
+    pub fn beat(&mut self) -> Result<(), KeepError> {
+        self.programs.flush_log();
+        if self.snapshot.ready {
+            let fallback = pulse::fallback(self.args.reply_fallback, self.started.elapsed());
+            pulse::beat(self.programs.maps(), &self.args, self.ticks_per_1000s, fallback)?;
+        }
+        self.publisher.flush(&self.snapshot);
         Ok(())
     }
 
-    /// Reads everything, plans, applies, publishes.
+    /// The poll.
+    ///
+    /// # Errors
+    /// As [`Self::look`].
+    pub async fn look_at_all(&mut self) -> Result<(), KeepError> {
+        self.network = None;
+        let settle = Duration::from_millis(self.args.settle / 2).max(Duration::from_secs(1));
+        if self.resynced.elapsed() >= RESYNC.min(settle) {
+            self.resynced = Instant::now();
+            self.observed = None;
+            self.planner.forget();
+        }
+        self.look(&Look::All).await
+    }
+
+    /// Reads what may have changed, plans, applies.
     ///
     /// # Errors
     /// The kernel or netlink refuses what it never should.
-    pub async fn look_again(&mut self) -> Result<(), KeepError> {
-        let listing = self.dir.scan();
-        let mut problems = host::check();
-        let Some(listing) = listing else {
-            problems.push(Problem {
-                object: format!("source {}", self.args.source),
-                field: String::new(),
-                message: "is missing or holds no manifest; nothing is concluded from that".to_owned(),
-                remedy: "put the manifests there".to_owned(),
-                origin: String::new(),
-            });
-            self.snapshot.problems = problems;
-            self.publish();
+    pub async fn look(&mut self, look: &Look) -> Result<(), KeepError> {
+        self.folder.look(look);
+        let mut problems = self.folder.problems();
+        let Some(datapath) = self.folder.world().map(|w| w.datapath.clone()) else {
+            problems.extend(host::check(&[]));
+            self.publish(problems);
             return Ok(());
         };
-        let (mut world, faults) = convert::world(&self.args.node_name, &listing);
-        problems.extend(faults);
-        self.datapath = world.datapath.clone();
-        let network = self.netlink.snapshot(&self.datapath).await?;
-        world.node_addresses.extend(&network.addresses);
-        world.kube_proxy = self.args.kube_proxy;
-        world.live = self.args.live;
+        let network = match self.network.take() {
+            Some(network) => network,
+            None => self.netlink.snapshot(&datapath).await?,
+        };
         problems.extend(network.problems.iter().cloned());
-
-        let maps = self.programs.maps();
-        let settings = Settings { settle: self.ticks(self.args.settle), milliticks: self.ticks_per_1000s as u32 };
-        let planned = plan(&world, &maps.observe()?, &settings, maps.clock()?.tick);
-        for action in &planned.actions {
-            tracing::debug!(?action, "apply");
-            // A map that is full must not take the others' changes with it; the next look tries again.
-            if let Err(error) = maps.apply(action) {
-                problems.push(Problem {
-                    object: "tables".to_owned(),
-                    field: String::new(),
-                    message: format!("a change was refused: {error}"),
-                    remedy: "serve fewer VIPs and Services on this node".to_owned(),
-                    origin: String::new(),
-                });
-            }
+        problems.extend(host::check(&network.uplinks));
+        let kube_proxy = self.kube_proxy.here();
+        let live = match self.args.live {
+            Choice::Yes => !self.snapshot.ready,
+            Choice::No => false,
+            Choice::Auto => kube_proxy && !self.pinned,
+        };
+        self.folder.host(&network.addresses, kube_proxy, live);
+        let Some(world) = self.folder.world() else { return Ok(()) };
+        let observed = match self.observed.take() {
+            Some(observed) => observed,
+            None => self.programs.maps().observe()?,
+        };
+        let milliticks = u32::try_from(self.ticks_per_1000s).unwrap_or(u32::MAX);
+        let settings = Settings { settle: pulse::ticks(self.ticks_per_1000s, self.args.settle), milliticks };
+        let tick = self.programs.maps().clock()?.tick;
+        let plan = self.planner.plan(world, &observed, self.programs.maps(), &settings, tick);
+        self.observed = self.carry_out(&plan.actions, observed, &mut problems);
+        if self.observed.is_none() {
+            self.planner.forget();
         }
-        if !planned.actions.is_empty() {
-            tracing::info!(actions = planned.actions.len(), services = planned.services.len(), "tables changed");
+        problems.extend(plan.problems);
+        self.snapshot.services = plan.services;
+        self.pinned = true;
+        if !self.snapshot.ready {
+            // The tables are right now, so they may count as fresh; and fresh maps learn their seed.
+            self.snapshot.ready = true;
+            self.beat()?;
         }
-        problems.extend(planned.problems);
-        self.attach(&network, &mut problems);
-        problems.sort();
-        problems.dedup();
-        self.snapshot.problems = problems;
-        self.snapshot.services = planned.services;
-        self.snapshot.ready = true;
-        self.publish();
+        self.attach(&network, &datapath);
+        problems.extend(self.attach_problems.iter().cloned());
+        self.network = Some(network);
+        self.publish(problems);
         Ok(())
     }
 
-    /// Programs on the uplinks, only when something about them changed.
-    fn attach(&mut self, network: &crate::net::Snapshot, problems: &mut Vec<Problem>) {
-        let uplinks: Vec<_> = if self.datapath.mode == Mode::Off { Vec::new() } else { network.uplinks.clone() };
-        let now: Vec<_> = uplinks.iter().map(|u| (u.clone(), self.datapath.clone())).collect();
-        let settled = self.attached == now && self.snapshot.uplinks.iter().all(|u| u.attached);
-        if settled && self.snapshot.ready {
+    /// The maps after it, or `None` when a write was refused: then the next look reads and tries again.
+    fn carry_out(&self, actions: &[Action], mut observed: Observed, problems: &mut Vec<Problem>) -> Option<Observed> {
+        let mut refused = false;
+        for action in actions {
+            tracing::debug!(?action, "apply");
+            match self.programs.maps().apply(action) {
+                Ok(()) => apply(&mut observed, action),
+                // A map that is full must not take the others' changes with it.
+                Err(error) => {
+                    refused = true;
+                    problems.push(Problem {
+                        object: "tables".to_owned(),
+                        field: String::new(),
+                        message: format!("a change was refused: {error}"),
+                        remedy: "serve fewer VIPs and Services on this node".to_owned(),
+                        origin: String::new(),
+                    });
+                }
+            }
+        }
+        if !actions.is_empty() {
+            tracing::info!(actions = actions.len(), "tables changed");
+        }
+        (!refused).then_some(observed)
+    }
+
+    /// Programs on the uplinks and exits, when something about them changed or failed before.
+    fn attach(&mut self, network: &net::Snapshot, datapath: &Datapath) {
+        let off = datapath.mode == Mode::Off;
+        let uplinks: &[_] = if off { &[] } else { &network.uplinks };
+        let now: Vec<_> = uplinks.iter().chain(&network.exits).map(|u| (u.clone(), datapath.clone())).collect();
+        let settled = self.attached == now && self.attach_problems.is_empty();
+        if settled && !self.snapshot.uplinks.is_empty() {
             return;
         }
-        let status = self.programs.attach(&uplinks, &self.datapath);
-        problems.extend(status.iter().filter_map(|s| s.problem.clone()));
-        problems.extend(self.programs.attach_exits(&uplinks, &network.exits));
+        let status = self.programs.attach(uplinks, datapath);
+        self.attach_problems = status.iter().filter_map(|s| s.problem.clone()).collect();
+        self.attach_problems.extend(self.programs.attach_exits(uplinks, &network.exits));
         self.snapshot.uplinks = status
             .into_iter()
             .map(|s| Uplink { name: s.name, hook: s.hook, why: s.why, attached: s.attached })
@@ -178,17 +223,15 @@ impl Keeper {
         self.attached = now;
     }
 
-    fn publish(&mut self) {
-        let text = serde_json::to_vec(&self.snapshot).unwrap_or_default();
-        if text == self.written {
-            return;
-        }
-        match snapshot::write(&self.args.instance.bpf_root, &self.snapshot) {
-            Ok(()) => self.written = text,
-            Err(error) => tracing::warn!(%error, "cannot write the status file"),
-        }
+    fn publish(&mut self, mut problems: Vec<Problem>) {
+        problems.sort();
+        problems.dedup();
+        self.snapshot.problems = problems;
+        self.publisher.offer(&self.snapshot);
+    }
+
+    /// The last words, when the agent ends.
+    pub async fn end(mut self) {
+        self.publisher.end(&self.snapshot).await;
     }
 }
-
-/// How often the folder is looked at even without a notice of inotify.
-pub const POLL: Duration = Duration::from_secs(2);

@@ -23,6 +23,9 @@ pub struct Uplink {
     pub mtu: u32,
     /// It is up.
     pub up: bool,
+    /// Its MAC address; none where frames for another one may be its own: without Ethernet, or a port of a
+    /// bridge or bond.
+    pub mac: Option<[u8; 6]>,
 }
 
 /// The network at one moment.

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -10,7 +12,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::args::{Args, Command, LogFormat, Node};
-use crate::{bpf, commands, keeper};
+use crate::source::{Folder, Look};
+use crate::{bpf, commands, host, keeper, lock, snapshot};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/purelb-ebpf.o"));
 
@@ -35,10 +38,10 @@ pub fn main(args: Args) -> ExitCode {
 async fn run(command: Command) -> anyhow::Result<u8> {
     match command {
         Command::Node(args) => node(args).await.map(|()| 0),
-        Command::Status(q) => commands::status::run(&q),
-        Command::Services(q) => commands::services::run(&q),
-        Command::Explain(q) => commands::explain::run(&q),
-        Command::Drops(q) => commands::drops::run(&q).await,
+        Command::Status(q) => Ok(commands::status::run(&q)),
+        Command::Services(q) => Ok(commands::services::run(&q)),
+        Command::Explain(q) => Ok(commands::explain::run(&q)),
+        Command::Drops(q) => Ok(commands::drops::run(&q).await),
         Command::Cleanup(q) => commands::cleanup::run(&q).await,
     }
 }
@@ -57,39 +60,75 @@ async fn node(args: Node) -> anyhow::Result<()> {
         bail!("built without the eBPF object: run `cargo xtask build-ebpf`, then build the agent again");
     }
     let state = args.state.clone().unwrap_or_else(|| folder.join("state"));
-    let programs = bpf::load(&args.instance.bpf_root, OBJECT).context("load the data path")?;
-    let (look, mut looks) = mpsc::channel(1);
-    let _watcher = watch(&folder, look);
-    let mut keeper = keeper::Keeper::new(args, folder, state, programs)?;
+    host::preflight(&args.instance.bpf_root)?;
+    let _lock = lock::take(&args.instance.bpf_root)?;
+    if let Err(error) = snapshot::begin(&args.instance.bpf_root) {
+        tracing::warn!(%error, "cannot write the status file");
+    }
+    let root = args.instance.bpf_root.clone();
+    let pinned = root.join("SLOTS").exists();
+    // The verifier takes its time, and so do thousands of files: both at once.
+    let reading = tokio::task::spawn_blocking({
+        let mut source = Folder::new(&folder, &state, &args.node_name);
+        move || {
+            source.look(&Look::All);
+            source
+        }
+    });
+    let programs = bpf::load(&root, OBJECT).context("load the data path")?;
+    let (news, mut notices) = mpsc::channel(NOTICES);
+    let lost = Arc::new(AtomicBool::new(false));
+    let _watcher = watch(&folder, news, Arc::clone(&lost));
+    let mut keeper = keeper::Keeper::new(args, reading.await?, programs, pinned)?;
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut poll = tokio::time::interval(keeper::POLL);
     let mut beat = tokio::time::interval(Duration::from_secs(1));
-    keeper.heartbeat()?;
+    let mut sweep = tokio::time::interval(bpf::SWEEP);
     loop {
         tokio::select! {
             _ = term.recv() => break,
             _ = int.recv() => break,
-            _ = beat.tick() => keeper.heartbeat()?,
-            _ = poll.tick() => keeper.look_again().await?,
-            changed = keeper.network_changed() => { changed?; keeper.look_again().await?; }
-            Some(()) = looks.recv() => {
+            _ = beat.tick() => keeper.beat()?,
+            _ = poll.tick() => keeper.look_at_all().await?,
+            _ = sweep.tick() => drop(tokio::task::spawn_blocking({
+                let root = root.clone();
+                move || bpf::sweep(&root)
+            })),
+            changed = keeper.network_changed() => { changed?; keeper.look(&Look::default()).await?; }
+            Some(notice) = notices.recv() => {
+                let mut look = Look::default();
+                look.notice(notice);
                 // A burst of file events is one look.
-                tokio::time::sleep(Duration::from_millis(10)).await;
-                while looks.try_recv().is_ok() {}
-                keeper.look_again().await?;
+                tokio::time::sleep(BURST).await;
+                while let Ok(notice) = notices.try_recv() {
+                    look.notice(notice);
+                }
+                if lost.swap(false, Ordering::Relaxed) {
+                    look = Look::All;
+                }
+                if !look.is_empty() {
+                    keeper.look(&look).await?;
+                }
             }
         }
     }
+    keeper.end().await;
     tracing::info!("stopped; the data path goes on");
     Ok(())
 }
 
+type Notice = notify::Result<notify::Event>;
+
+/// How many file events wait at most; when more come everything is looked at.
+const NOTICES: usize = 4096;
+/// Events of one change come together.
+const BURST: Duration = Duration::from_millis(3);
+
 /// Inotify on the folder; without it the poll alone notices changes.
-fn watch(folder: &Path, look: mpsc::Sender<()>) -> Option<notify::RecommendedWatcher> {
-    let notice = move |event: notify::Result<notify::Event>| {
-        if event.is_ok_and(|e| !e.kind.is_access()) {
-            // A full channel already says "look again".
-            let _ = look.try_send(());
+fn watch(folder: &Path, news: mpsc::Sender<Notice>, lost: Arc<AtomicBool>) -> Option<notify::RecommendedWatcher> {
+    let notice = move |event: Notice| {
+        if let Err(mpsc::error::TrySendError::Full(_)) = news.try_send(event) {
+            lost.store(true, Ordering::Relaxed);
         }
     };
     let mut watcher = notify::recommended_watcher(notice).ok()?;

@@ -3,10 +3,13 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use purelb_plan::plan::View;
 use purelb_plan::problem::Problem;
+use purelb_plan::view::View;
 use serde::{Deserialize, Serialize};
+use tokio::task::JoinHandle;
 
 /// An uplink and its hook.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -35,7 +38,7 @@ pub struct Snapshot {
     /// Faults.
     pub problems: Vec<Problem>,
     /// Services.
-    pub services: Vec<View>,
+    pub services: Vec<Arc<View>>,
 }
 
 /// Where the snapshot of an instance lies: beside no other instance's.
@@ -50,17 +53,124 @@ pub fn path(bpf_root: &Path) -> PathBuf {
 /// # Errors
 /// The file cannot be written.
 pub fn write(bpf_root: &Path, snapshot: &Snapshot) -> io::Result<()> {
+    replace(bpf_root, &serde_json::to_vec(snapshot)?)
+}
+
+/// Keeps the file current beside the agent's work: once a second at most, on another thread, since that of
+/// thousands of services takes long to write.
+#[derive(Debug)]
+pub struct Publisher {
+    root: PathBuf,
+    last: Option<Instant>,
+    waiting: bool,
+    /// Gives back what it wrote.
+    job: Option<JoinHandle<Vec<u8>>>,
+    written: Vec<u8>,
+}
+
+const PACE: Duration = Duration::from_secs(1);
+
+impl Publisher {
+    /// Of an instance.
+    #[must_use]
+    pub fn new(bpf_root: &Path) -> Self {
+        Self { root: bpf_root.to_owned(), last: None, waiting: false, job: None, written: Vec::new() }
+    }
+
+    /// Something may have changed.
+    pub fn offer(&mut self, snapshot: &Snapshot) {
+        self.waiting = true;
+        self.flush(snapshot);
+    }
+
+    /// Writes what waits, if it may by now.
+    pub fn flush(&mut self, snapshot: &Snapshot) {
+        let busy = self.job.as_ref().is_some_and(|job| !job.is_finished());
+        if !self.waiting || busy || self.last.is_some_and(|last| last.elapsed() < PACE) {
+            return;
+        }
+        self.waiting = false;
+        self.last = Some(Instant::now());
+        let (root, snapshot, before) = (self.root.clone(), snapshot.clone(), self.job.take());
+        let first = std::mem::take(&mut self.written);
+        self.job = Some(tokio::spawn(async move {
+            let written = match before {
+                Some(job) => job.await.unwrap_or_default(),
+                None => first,
+            };
+            tokio::task::spawn_blocking(move || write_if_new(&root, &snapshot, written)).await.unwrap_or_default()
+        }));
+    }
+
+    /// Writes what waits, now.
+    pub async fn end(&mut self, snapshot: &Snapshot) {
+        self.last = None;
+        if let Some(job) = self.job.take() {
+            self.written = job.await.unwrap_or_default();
+        }
+        self.flush(snapshot);
+        if let Some(job) = self.job.take() {
+            drop(job.await);
+        }
+    }
+}
+
+fn write_if_new(root: &Path, snapshot: &Snapshot, written: Vec<u8>) -> Vec<u8> {
+    let text = serde_json::to_vec(snapshot).unwrap_or_default();
+    if text != written
+        && let Err(error) = replace(root, &text)
+    {
+        tracing::warn!(%error, "cannot write the status file");
+        return Vec::new();
+    }
+    text
+}
+
+fn replace(bpf_root: &Path, text: &[u8]) -> io::Result<()> {
     let path = path(bpf_root);
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;
     }
     let next = path.with_extension("next");
-    fs::write(&next, serde_json::to_vec(snapshot)?)?;
+    fs::write(&next, text)?;
     fs::rename(next, path)
+}
+
+/// An agent starts: the last one's snapshot keeps its names, but nothing is ready until the new one says so.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn begin(bpf_root: &Path) -> io::Result<()> {
+    match read(bpf_root) {
+        Some(serde_json::Value::Object(mut fields)) => {
+            fields.insert("ready".to_owned(), false.into());
+            fields.insert("pid".to_owned(), std::process::id().into());
+            replace(bpf_root, &serde_json::to_vec(&fields)?)
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Reads it; `None` when no agent ever ran with that root.
 #[must_use]
 pub fn read(bpf_root: &Path) -> Option<serde_json::Value> {
     serde_json::from_slice(&fs::read(path(bpf_root)).ok()?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_agent_is_not_ready_by_the_old_ones_word() {
+        let root = PathBuf::from(format!("/snapshot-test-{}", std::process::id()));
+        assert!(begin(&root).is_ok() && read(&root).is_none(), "nothing is made of nothing");
+        write(&root, &Snapshot { node: "node1".to_owned(), ready: true, ..Snapshot::default() }).unwrap();
+        begin(&root).unwrap();
+        let seen = read(&root).unwrap();
+        fs::remove_file(path(&root)).unwrap();
+        assert_eq!(seen.get("ready"), Some(&false.into()));
+        assert_eq!(seen.get("node"), Some(&"node1".into()));
+        assert_eq!(seen.get("pid"), Some(&std::process::id().into()));
+    }
 }

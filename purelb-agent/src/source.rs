@@ -1,8 +1,67 @@
 //! The folder source: the very same YAML a cluster has, read from files.
 //!
-//! `dir` finds and parses files, `objects` are the fields of the Kubernetes objects that count,
-//! `convert` makes a [`purelb_plan::world::World`] of them. A fault stays with its document or object.
+//! `walk` finds the files, `read` and `parse` make objects (`objects`, `node_agent`) of them, `dir`
+//! remembers which file holds which, `convert` makes a [`World`] of them. A fault stays with its
+//! document or object, and a change costs what it changes: see [`Look`].
 
 pub mod convert;
 pub mod dir;
+pub mod look;
+pub mod node_agent;
 pub mod objects;
+pub mod parse;
+mod read;
+mod walk;
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::Path;
+
+use purelb_plan::problem::Problem;
+use purelb_plan::world::World;
+
+#[cfg(test)]
+mod tests;
+
+pub use look::Look;
+
+/// A folder of manifests as this node's world.
+#[derive(Debug)]
+pub struct Folder {
+    dir: dir::Dir,
+    converter: convert::Converter,
+}
+
+impl Folder {
+    /// Nothing is read yet. `skip` is the state folder, which may lie inside `root`.
+    #[must_use]
+    pub fn new(root: &Path, skip: &Path, node: &str) -> Self {
+        Self { dir: dir::Dir::new(root, skip), converter: convert::Converter::new(node) }
+    }
+
+    /// Reads what may have changed; the names of the Services of the world that came, went or differ.
+    pub fn look(&mut self, look: &Look) -> BTreeSet<String> {
+        let changed = self.dir.scan(look);
+        self.converter.update(&self.dir, &changed)
+    }
+
+    /// What the host says: its own addresses, whether kube-proxy serves it, whether it carried
+    /// connections to its VIPs before.
+    pub fn host(&mut self, addresses: &BTreeSet<IpAddr>, kube_proxy: bool, live: bool) {
+        self.converter.host(addresses, kube_proxy, live);
+    }
+
+    /// The world; `None` before the first list, from which nothing may be concluded (D18).
+    #[must_use]
+    pub fn world(&self) -> Option<&World> {
+        (!self.dir.is_empty()).then(|| self.converter.world())
+    }
+
+    /// What is wrong with files and objects now.
+    #[must_use]
+    pub fn problems(&self) -> Vec<Problem> {
+        let mut problems = self.dir.problems();
+        problems.extend(self.converter.problems());
+        problems
+    }
+}

@@ -1,31 +1,52 @@
-//! Incremental checksum arithmetic, RFC 1624 (eqn. 3).
+//! Incremental checksum arithmetic, RFC 1624 (eqn. 3), in words as wide as the machine's.
 
-/// Folds a 32-bit sum of one's complement words to 16 bits.
+/// Sum to add to `!checksum` when the words `old` become `new` (both as on the wire, native order).
+/// Sums may be added to each other, dozens of them, before [`apply`] folds them.
 #[must_use]
 #[inline(always)]
-pub const fn fold(sum: u32) -> u16 {
-    let sum = (sum & 0xffff) + (sum >> 16);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    sum as u16
+pub const fn delta(old: u64, new: u64) -> u64 {
+    halves(!old) + halves(new)
 }
 
-/// Sum to add to `!checksum` when `old` becomes `new` (both as on the wire, even length, N <= 32).
+const fn halves(word: u64) -> u64 {
+    (word & 0xffff_ffff) + (word >> 32)
+}
+
+/// Folds a sum to 16 bits.
 #[must_use]
 #[inline(always)]
-pub fn delta<const N: usize>(old: [u8; N], new: [u8; N]) -> u32 {
-    let mut sum = 0u32;
-    let mut i = 0;
-    while i + 1 < N {
-        sum += u32::from(!u16::from_ne_bytes([old[i], old[i + 1]]));
-        sum += u32::from(u16::from_ne_bytes([new[i], new[i + 1]]));
-        i += 2;
-    }
-    sum
+pub const fn fold(sum: u64) -> u16 {
+    let sum = halves(sum);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    ((sum & 0xffff) + (sum >> 16)) as u16
 }
 
 /// The checksum field (as read from the wire, native order) after a change of `delta`.
 #[must_use]
 #[inline(always)]
-pub const fn apply(checksum: u16, delta: u32) -> u16 {
-    !fold(!checksum as u32 + fold(delta) as u32)
+pub const fn apply(checksum: u16, delta: u64) -> u16 {
+    !fold(!checksum as u64 + delta)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sum(bytes: &[u8]) -> u16 {
+        let words = bytes.chunks(2).map(|pair| u64::from(u16::from_ne_bytes([pair[0], pair[1]])));
+        !fold(words.sum())
+    }
+
+    #[test]
+    fn an_update_is_the_sum_from_scratch() {
+        let mut bytes = *b"An even number of bytes, but not the same!";
+        for (seed, at) in [(0, 0), (7, 8), (0xffff, 16), (u64::MAX, 24), (0x0123_4567_89ab_cdef, 32)] {
+            let before = sum(&bytes);
+            let old: [u8; 8] = bytes[at..at + 8].try_into().unwrap();
+            let new = u64::from_ne_bytes(old).wrapping_mul(seed).wrapping_add(seed);
+            bytes[at..at + 8].copy_from_slice(&new.to_ne_bytes());
+            assert_eq!(apply(before, delta(u64::from_ne_bytes(old), new)), sum(&bytes));
+        }
+    }
 }

@@ -4,11 +4,17 @@
 //! In the kernel [`Tables`] are the maps, in `explain` the pinned maps read-only, in the property
 //! tests plain trees.
 
+mod record;
+
+use core::ops::Deref;
+
+use record::{LIVE, OVER, TAKEN};
+
 use crate::hash::{self, Address};
 use crate::parse;
 use crate::table::{
-    Affinity, AffinityKey, CLOSED, Config, DROP, Endpoint, FIN_CLIENT, FIRST_ENDPOINT, FlowKey, GONE, OPEN, PASS, Pin,
-    READY, RangeKey, Reply, ReplyKey, Rev, RevKey, SERVICE_RANGES, Service, ServiceKey, Slot, TERMINATING,
+    Affinity, AffinityKey, Config, Endpoint, FIRST_ENDPOINT, FlowKey, GONE, PASS, Pin, READY, RangeKey, Reply,
+    ReplyKey, Rev, RevKey, SERVICE_RANGES, Service, ServiceKey, Slot, TERMINATING, VIP_UNKNOWN_PASS,
 };
 use crate::verdict::Reason;
 
@@ -23,8 +29,12 @@ const SECOND_CHOICES: u32 = 32;
 
 /// The maps as the decision sees them; values are copies.
 pub trait Tables<A: Address> {
+    /// In the kernel a reference into the map: a copy would cost the stack that the program lacks.
+    type Service: Deref<Target = Service>;
+    /// Likewise.
+    type Endpoint: Deref<Target = Endpoint<A>>;
     /// `SERVICES`
-    fn service(&self, key: &ServiceKey<A>) -> Option<Service>;
+    fn service(&self, key: &ServiceKey<A>) -> Option<Self::Service>;
     /// `SRC_RANGES`: some range of the service holds the client.
     fn in_range(&self, key: &RangeKey<A>) -> bool;
     /// `SLOTS`, one 8-byte load.
@@ -32,7 +42,7 @@ pub trait Tables<A: Address> {
     /// Stores the program's half of a slot, one aligned 4-byte store.
     fn stamp(&self, index: u32, half: u32);
     /// `ENDPOINTS`
-    fn endpoint(&self, id: u32) -> Option<Endpoint<A>>;
+    fn endpoint(&self, id: u32) -> Option<Self::Endpoint>;
     /// `PINS`
     fn pin(&self, key: &FlowKey<A>) -> Option<Pin>;
     /// `PINS`
@@ -47,18 +57,23 @@ pub trait Tables<A: Address> {
     fn put_half_open(&self, key: &ReplyKey<A>, value: &Reply<A>);
     /// `HALF_OPEN`
     fn remove_half_open(&self, key: &ReplyKey<A>);
-    /// `REPLIES` for TCP, `UDP_REPLIES` for UDP (by the key's protocol).
-    fn reply(&self, key: &ReplyKey<A>) -> Option<Reply<A>>;
+    /// `REPLIES` for TCP, `UDP_REPLIES` for UDP. The protocol of the key again, as a constant: the
+    /// compiler forgets what it stored there once a helper has seen the key.
+    fn reply<const PROTO: u16>(&self, key: &ReplyKey<A>) -> Option<Reply<A>>;
     /// The same.
-    fn put_reply(&self, key: &ReplyKey<A>, value: &Reply<A>);
+    fn put_reply<const PROTO: u16>(&self, key: &ReplyKey<A>, value: &Reply<A>);
+    /// The same: changes state and tick of an entry, if it is there.
+    fn mark_reply<const PROTO: u16>(&self, key: &ReplyKey<A>, state: u16, used: u32);
     /// The same.
-    fn remove_reply(&self, key: &ReplyKey<A>);
+    fn remove_reply<const PROTO: u16>(&self, key: &ReplyKey<A>);
     /// `REVSVC`
     fn reverse(&self, key: &RevKey<A>) -> Option<Rev<A>>;
     /// `DIRECT`: the client speaks to the pod itself.
     fn direct(&self, key: &ReplyKey<A>) -> bool;
-    /// Takes one insert out of this CPU's budget of the tick; false when it is used up.
-    fn budget(&self, config: &Config, tick: u32) -> bool;
+    /// `CLUSTER`: the address of a node or of a pod range of the cluster.
+    fn in_cluster(&self, addr: A) -> bool;
+    /// Takes one insert out of this CPU's budget of the tick, TCP's or UDP's; false when it is used up.
+    fn budget(&self, config: &Config, proto: u16, tick: u32) -> bool;
 }
 
 /// A TCP or UDP packet towards a VIP, ports in host order.
@@ -80,39 +95,52 @@ pub struct Flow<A> {
 /// `Flow.flags`: first of several fragments; is never balanced.
 pub const FRAGMENT: u32 = 1 << 8;
 
-/// What to do with it.
+/// What to do with it, beside the reason.
 #[derive(Clone, Copy, Debug)]
+#[repr(C, align(8))]
 pub struct Verdict<A: Address> {
-    /// Why; [`Reason::Forwarded`]: to `endpoint`.
-    pub reason: Reason,
-    /// Where to.
-    pub endpoint: Endpoint<A>,
-    /// Its id.
-    pub id: u16,
     /// [`Service::id`], or `u32::MAX` before one was found.
     pub service: u32,
-    /// First packet of a flow.
-    pub new: bool,
     /// Slot the flow fell into, for `explain`.
     pub slot: u32,
+    /// The endpoint's id.
+    pub id: u32,
+    /// 1 for the first packet of a flow.
+    pub new: u32,
+    /// Where to, when the reason is [`Reason::Forwarded`]: the endpoint's address.
+    pub addr: A,
+    /// Its port.
+    pub port: u32,
 }
 
 impl<A: Address> Verdict<A> {
+    /// Before the decision, which writes it in place: the kernel's stack is 512 bytes.
+    #[must_use]
     #[inline(always)]
-    fn exit(reason: Reason, service: u32) -> Self {
-        Self { reason, endpoint: bytemuck::Zeroable::zeroed(), id: DROP, service, new: false, slot: u32::MAX }
+    pub const fn none(vip: A) -> Self {
+        Self { service: u32::MAX, slot: u32::MAX, id: 0, new: 0, addr: vip, port: 0 }
     }
+}
+
+/// The service and slot of a flow.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Found<S> {
+    /// Of the port.
+    pub service: S,
+    /// As it was read, once.
+    pub slot: Slot,
+    /// Where it is.
+    pub index: u32,
+    hash: u32,
 }
 
 struct Case<'a, A: Address, T: Tables<A>> {
     tables: &'a T,
     config: &'a Config,
     flow: &'a Flow<A>,
-    service: Service,
-    slot: Slot,
-    index: u32,
+    found: &'a Found<T::Service>,
     tick: u32,
-    hash: u32,
 }
 
 struct Choice {
@@ -129,86 +157,177 @@ pub(crate) const fn age(now: u32, then: u32) -> u32 {
     if age > u32::MAX / 2 { 0 } else { age }
 }
 
-/// Decides a packet towards a VIP. `PROTO` is 6 or 17, a constant so that the verifier never
-/// meets a protocol it forgot.
+/// Decides a packet towards a VIP; `None`: no Service has the port. `PROTO` is 6 or 17, a constant
+/// so that the verifier never meets a protocol it forgot.
 #[inline(always)]
 pub fn decide<A: Address, T: Tables<A>, const PROTO: u16>(
     tables: &T,
     config: &Config,
     flow: &Flow<A>,
     tick: u32,
-) -> Option<Verdict<A>> {
-    let key = ServiceKey { vip: flow.vip, port: flow.port, proto: PROTO };
-    let service = tables.service(&key)?;
-    if service.flags & SERVICE_RANGES != 0 && !allowed(tables, service.id, flow) {
-        return Some(Verdict::exit(Reason::SourceRange, service.id));
+    out: &mut Verdict<A>,
+) -> Option<Reason> {
+    let found = find(tables, config, flow, PROTO)?;
+    (out.service, out.slot) = (found.service.id, found.index);
+    if !allowed(tables, &found, flow) {
+        return Some(Reason::SourceRange);
     }
-    let client_port = if service.affinity == 0 { flow.client_port } else { 0 };
-    let hash = hash::flow(config.seed, flow.client, flow.vip, client_port, flow.port, PROTO);
-    let index = service.base + (hash & service.mask);
-    let slot = tables.slot(index);
-    let case = Case { tables, config, flow, service, slot, index, tick, hash };
-    Some(case.run::<PROTO>())
+    Some(decide_found::<A, T, PROTO>(tables, config, flow, &found, tick, out))
 }
 
-#[inline(never)]
-fn allowed<A: Address, T: Tables<A>>(tables: &T, service: u32, flow: &Flow<A>) -> bool {
+/// The look-ups that every packet needs.
+#[inline(always)]
+pub fn find<A: Address, T: Tables<A>>(
+    tables: &T,
+    config: &Config,
+    flow: &Flow<A>,
+    proto: u16,
+) -> Option<Found<T::Service>> {
+    let service = tables.service(&ServiceKey { vip: flow.vip, port: flow.port, proto })?;
+    let client_port = if service.affinity == 0 { flow.client_port } else { 0 };
+    let hash = hash::flow(config.seed, flow.client, flow.vip, client_port, flow.port, proto);
+    let index = service.base + (hash & service.mask);
+    let slot = tables.slot(index);
+    Some(Found { service, slot, index, hash })
+}
+
+/// The short way of most TCP packets: a running flow in a settled slot goes to `cur`, and nothing else is
+/// looked at. `None`: [`decide_found`] has to say. It would say the same.
+#[inline(always)]
+pub fn settled<A: Address, T: Tables<A>>(
+    tables: &T,
+    config: &Config,
+    flow: &Flow<A>,
+    found: &Found<T::Service>,
+    tick: u32,
+) -> Option<T::Endpoint> {
+    let plain = flow.flags & (SYN | FIN | RST | FRAGMENT) == 0;
+    if !plain || found.slot.unsettled(&found.service) || stale(config, tick) || found.slot.cur() < FIRST_ENDPOINT {
+        return None;
+    }
+    let e = tables.endpoint(u32::from(found.slot.cur()))?;
+    if { e.state } == GONE { None } else { Some(e) }
+}
+
+/// Decides, the service and slot being known and the client allowed.
+#[inline(always)]
+pub fn decide_found<A: Address, T: Tables<A>, const PROTO: u16>(
+    tables: &T,
+    config: &Config,
+    flow: &Flow<A>,
+    found: &Found<T::Service>,
+    tick: u32,
+    out: &mut Verdict<A>,
+) -> Reason {
+    Case { tables, config, flow, found, tick }.run::<PROTO>(out)
+}
+
+/// Whether the agent has been silent for too long (D17): drops lapse, new flows pass.
+#[must_use]
+#[inline(always)]
+pub const fn stale(config: &Config, tick: u32) -> bool {
+    config.heartbeat_limit != 0 && age(tick, config.heartbeat) > config.heartbeat_limit
+}
+
+/// A port of a VIP that no Service has: dropped, unless the node itself asked from it (D5). `socket` says
+/// whether a UDP socket of the node takes the packet; it is asked for UDP to a local port only.
+#[inline(always)]
+pub fn unknown<A: Address>(
+    config: &Config,
+    vip_flags: u32,
+    flow: &Flow<A>,
+    proto: u16,
+    socket: impl FnOnce() -> bool,
+) -> Reason {
+    let port = u32::from(flow.port);
+    let local = port >= config.local_port_min && port <= config.local_port_max;
+    let own = local && if proto == TCP { flow.flags & (SYN | ACK) != SYN } else { socket() };
+    if own {
+        Reason::PassedOwn
+    } else if vip_flags & VIP_UNKNOWN_PASS != 0 {
+        Reason::PassedUnknownPort
+    } else {
+        Reason::UnknownPort
+    }
+}
+
+/// The service's source ranges hold the client, or it has none.
+#[inline(always)]
+pub fn allowed<A: Address, T: Tables<A>>(tables: &T, found: &Found<T::Service>, flow: &Flow<A>) -> bool {
+    found.service.flags & SERVICE_RANGES == 0 || in_range(tables, found.service.id, flow)
+}
+
+#[inline(always)]
+fn in_range<A: Address, T: Tables<A>>(tables: &T, service: u32, flow: &Flow<A>) -> bool {
     tables.in_range(&RangeKey { service: service.to_be(), client: flow.client })
 }
 
 impl<A: Address, T: Tables<A>> Case<'_, A, T> {
     #[inline(always)]
-    fn run<const PROTO: u16>(&self) -> Verdict<A> {
+    fn run<const PROTO: u16>(&self, out: &mut Verdict<A>) -> Reason {
         let syn = PROTO == TCP && self.flow.flags & (SYN | ACK) == SYN;
-        let stale =
-            self.config.heartbeat_limit != 0 && age(self.tick, self.config.heartbeat) > self.config.heartbeat_limit;
+        let stale = stale(self.config, self.tick);
         if stale && syn {
-            return self.exit(Reason::PassedStale);
+            return Reason::PassedStale;
         }
-        let unsettled = self.slot.unsettled(self.service.epoch);
+        let unsettled = self.found.slot.unsettled(&self.found.service);
+        let plain = !unsettled && self.found.service.affinity == 0;
         let choice = match (PROTO == TCP, syn, unsettled) {
-            (true, false, false) => Choice { id: self.slot.cur(), pin: false, new: false, over: false },
+            // For UDP, whether the flow is new shows when its reply entry is looked up to be written.
+            (true, true, _) | (false, _, _) if plain && !stale => {
+                Choice { id: self.found.slot.cur(), pin: false, new: true, over: false }
+            }
+            (true, false, false) => Choice { id: self.found.slot.cur(), pin: false, new: false, over: false },
             (true, false, true) => self.tcp_running(),
             (true, true, _) => self.tcp_syn(unsettled),
             (false, _, _) => self.udp(unsettled, stale),
         };
+        if stale && choice.new {
+            return Reason::PassedStale;
+        }
         if choice.over {
-            return self.exit(Reason::OverBudget);
+            return Reason::OverBudget;
         }
         let mut id = choice.id;
         let mut pin = choice.pin;
-        if stale && choice.new {
-            return self.exit(Reason::PassedStale);
-        }
         if id == PASS {
             if pin {
                 self.pin::<PROTO>(PASS, 0);
             }
-            if PASS != self.slot.cur() {
+            if PASS != self.found.slot.cur() {
                 self.stamp();
             }
-            return self.exit(Reason::PassedToProxy);
+            return Reason::PassedToProxy;
         }
         let Some(mut endpoint) = self.usable(id) else {
-            return self.exit(if stale { Reason::PassedStale } else { Reason::NoEndpoint });
+            return if stale { Reason::PassedStale } else { Reason::NoEndpoint };
         };
         if self.flow.flags & FRAGMENT != 0 {
-            return self.exit(Reason::Fragment);
+            return Reason::Fragment;
         }
+        let mut new = choice.new;
         if syn || PROTO == UDP {
-            if self.taken::<PROTO>(&endpoint) {
-                id = self.second::<PROTO>(id);
+            let mut claim = self.claim::<PROTO>(id, &endpoint);
+            if claim == TAKEN {
+                id = self.second(id);
                 let Some(other) = self.usable(id) else {
-                    return self.exit(Reason::TupleCollision);
+                    return Reason::TupleCollision;
                 };
+                claim = self.claim_again::<PROTO>(id, &other);
+                if claim == TAKEN {
+                    return Reason::TupleCollision;
+                }
                 (endpoint, pin) = (other, true);
             }
-            self.remember::<PROTO>(id, &endpoint);
-            if choice.new && self.service.affinity != 0 {
+            if claim == OVER {
+                return Reason::OverBudget;
+            }
+            new &= PROTO == TCP || claim != LIVE;
+            if new && self.found.service.affinity != 0 {
                 self.stick(id, endpoint.generation);
             }
         } else if stale && !self.known::<PROTO>(&endpoint) {
-            return self.exit(Reason::PassedStale);
+            return Reason::PassedStale;
         }
         if PROTO == TCP && self.flow.flags & (FIN | RST) != 0 {
             self.closing::<PROTO>(&endpoint);
@@ -216,30 +335,28 @@ impl<A: Address, T: Tables<A>> Case<'_, A, T> {
         if pin {
             self.pin::<PROTO>(id, endpoint.generation);
         }
-        if id != self.slot.cur() {
+        if id != self.found.slot.cur() {
             self.stamp();
         }
-        Verdict { reason: Reason::Forwarded, endpoint, id, service: self.service.id, new: choice.new, slot: self.index }
-    }
-
-    #[inline(always)]
-    fn exit(&self, reason: Reason) -> Verdict<A> {
-        Verdict { slot: self.index, ..Verdict::exit(reason, self.service.id) }
+        (out.addr, out.port) = (endpoint.addr, u32::from(endpoint.port));
+        out.id = u32::from(id);
+        out.new = u32::from(new);
+        Reason::Forwarded
     }
 
     /// Unsettled, no SYN: its pin, else `prev`.
-    #[inline(never)]
+    #[inline(always)]
     fn tcp_running(&self) -> Choice {
         let id = match self.pinned::<TCP>() {
             Some((id, _)) => id,
-            None => self.slot.prev(),
+            None => self.found.slot.prev(),
         };
         Choice { id, pin: false, new: false, over: false }
     }
 
     #[inline(never)]
     fn tcp_syn(&self, unsettled: bool) -> Choice {
-        let cur = self.slot.cur();
+        let cur = self.found.slot.cur();
         let mut id = cur;
         if let Some(sticky) = self.sticky() {
             id = sticky;
@@ -247,15 +364,15 @@ impl<A: Address, T: Tables<A>> Case<'_, A, T> {
             match self.pinned::<TCP>() {
                 Some((pinned, state)) if state == READY => id = pinned,
                 _ => {
-                    if self.half_open_names(self.slot.prev()) {
-                        id = self.slot.prev();
+                    if self.half_open_names(self.found.slot.prev()) {
+                        id = self.found.slot.prev();
                     }
                 }
             }
         }
         let pin = unsettled || id != cur;
-        if pin && !self.tables.budget(self.config, self.tick) {
-            let prev = self.slot.prev();
+        if pin && !self.tables.budget(self.config, TCP, self.tick) {
+            let prev = self.found.slot.prev();
             let ready = self.usable(prev).is_some_and(|e| { e.state } == READY);
             return Choice { id: prev, pin: false, new: true, over: !ready };
         }
@@ -264,7 +381,7 @@ impl<A: Address, T: Tables<A>> Case<'_, A, T> {
 
     #[inline(never)]
     fn udp(&self, unsettled: bool, stale: bool) -> Choice {
-        let cur = self.slot.cur();
+        let cur = self.found.slot.cur();
         if !unsettled {
             if self.live_udp(cur) {
                 return Choice { id: cur, pin: false, new: false, over: false };
@@ -279,9 +396,9 @@ impl<A: Address, T: Tables<A>> Case<'_, A, T> {
             }
             _ => {}
         }
-        let prev = self.slot.prev();
+        let prev = self.found.slot.prev();
         let keep = if prev == PASS {
-            age(self.tick, self.service.changed) < self.config.udp_pass
+            age(self.tick, self.found.service.changed) < self.config.udp_pass
         } else {
             self.live_udp(prev)
         };
@@ -292,16 +409,12 @@ impl<A: Address, T: Tables<A>> Case<'_, A, T> {
             return Choice { id: cur, pin: true, new: false, over: false };
         }
         let id = self.sticky().unwrap_or(cur);
-        if !self.tables.budget(self.config, self.tick) {
-            let ready = self.usable(prev).is_some_and(|e| { e.state } == READY);
-            return Choice { id: prev, pin: false, new: true, over: !ready };
-        }
         Choice { id, pin: true, new: true, over: false }
     }
 
     /// The endpoint of an id unless it is gone.
     #[inline(always)]
-    fn usable(&self, id: u16) -> Option<Endpoint<A>> {
+    fn usable(&self, id: u16) -> Option<T::Endpoint> {
         if id < FIRST_ENDPOINT {
             return None;
         }
@@ -313,7 +426,7 @@ impl<A: Address, T: Tables<A>> Case<'_, A, T> {
     #[inline(always)]
     fn pinned<const PROTO: u16>(&self) -> Option<(u16, u16)> {
         let pin = self.tables.pin(&self.flow_key::<PROTO>())?;
-        if pin.epoch != self.service.epoch {
+        if !self.found.service.counts(pin.epoch) {
             return None;
         }
         let id = pin.endpoint as u16;
@@ -327,12 +440,12 @@ impl<A: Address, T: Tables<A>> Case<'_, A, T> {
     /// Where ClientIP affinity sends new flows, when it still may.
     #[inline(always)]
     fn sticky(&self) -> Option<u16> {
-        if self.service.affinity == 0 {
+        if self.found.service.affinity == 0 {
             return None;
         }
-        let entry = self.tables.affinity(&AffinityKey { service: self.service.id, client: self.flow.client })?;
+        let entry = self.tables.affinity(&AffinityKey { service: self.found.service.id, client: self.flow.client })?;
         let e = self.usable(entry.endpoint as u16)?;
-        let fresh = age(self.tick, entry.used) < self.service.affinity;
+        let fresh = age(self.tick, entry.used) < self.found.service.affinity;
         if fresh && { e.state } == READY && { e.generation } == entry.generation {
             Some(entry.endpoint as u16)
         } else {
@@ -351,10 +464,10 @@ impl<A: Address, T: Tables<A>> Case<'_, A, T> {
     #[inline(always)]
     fn live_udp(&self, id: u16) -> bool {
         let Some(e) = self.usable(id) else { return false };
-        if { e.state } != READY && { e.state } != TERMINATING && id != self.slot.cur() {
+        if { e.state } != READY && { e.state } != TERMINATING && id != self.found.slot.cur() {
             return false;
         }
-        let Some(r) = self.tables.reply(&self.reply_key::<UDP>(&e)) else { return false };
+        let Some(r) = self.tables.reply::<UDP>(&self.reply_key::<UDP>(&e)) else { return false };
         self.same_front(&r) && { r.generation } == { e.generation } && age(self.tick, r.used) <= self.config.udp_idle
     }
 
@@ -362,116 +475,6 @@ impl<A: Address, T: Tables<A>> Case<'_, A, T> {
     fn same_front(&self, r: &Reply<A>) -> bool {
         let (vip, port) = (r.vip, r.port);
         vip == self.flow.vip && port == self.flow.port
-    }
-
-    /// The endpoint already hears this client port through another VIP or port (4.3).
-    #[inline(never)]
-    fn taken<const PROTO: u16>(&self, e: &Endpoint<A>) -> bool {
-        let key = &self.reply_key::<PROTO>(e);
-        if PROTO == TCP
-            && let Some(r) = self.tables.half_open(key)
-            && !self.same_front(&r)
-            && { r.state } != CLOSED
-            && age(self.tick, r.used) <= self.config.half_open
-        {
-            return true;
-        }
-        let idle = if PROTO == TCP { self.config.tcp_idle } else { self.config.udp_idle };
-        match self.tables.reply(key) {
-            Some(r) => !self.same_front(&r) && { r.state } != CLOSED && age(self.tick, r.used) <= idle,
-            None => false,
-        }
-    }
-
-    /// A reply entry says that the flow runs.
-    #[inline(never)]
-    fn known<const PROTO: u16>(&self, e: &Endpoint<A>) -> bool {
-        let key = self.reply_key::<PROTO>(e);
-        self.tables.reply(&key).is_some() || self.tables.half_open(&key).is_some()
-    }
-
-    /// The next different endpoint of the table that is free for this client port, or DROP.
-    #[inline(never)]
-    fn second<const PROTO: u16>(&self, first: u16) -> u16 {
-        let mut id = first;
-        for step in 1..SECOND_CHOICES {
-            let slot = self.tables.slot(self.service.base + (self.hash.wrapping_add(step) & self.service.mask));
-            if slot.cur() != first {
-                id = slot.cur();
-                break;
-            }
-        }
-        match self.usable(id) {
-            Some(e) if id != first && { e.state } == READY && !self.taken::<PROTO>(&e) => id,
-            _ => DROP,
-        }
-    }
-
-    /// Writes what un-NAT of the replies needs.
-    #[inline(never)]
-    fn remember<const PROTO: u16>(&self, id: u16, e: &Endpoint<A>) {
-        let key = self.reply_key::<PROTO>(e);
-        let value = Reply {
-            vip: self.flow.vip,
-            port: self.flow.port,
-            state: OPEN,
-            used: self.tick,
-            endpoint: u32::from(id),
-            generation: e.generation,
-        };
-        let old = if PROTO == TCP { self.tables.half_open(&key) } else { self.tables.reply(&key) };
-        // Look before writing: an insert into a full LRU costs six times a look-up.
-        if old != Some(value) {
-            if PROTO == TCP {
-                self.tables.put_half_open(&key, &value);
-            } else {
-                self.tables.put_reply(&key, &value);
-            }
-        }
-        if PROTO == TCP
-            && let Some(r) = self.tables.reply(&key)
-            && (!self.same_front(&r) || { r.state } == CLOSED || { r.generation } != { e.generation })
-        {
-            self.tables.remove_reply(&key);
-        }
-    }
-
-    /// Remembers where new flows of the client go.
-    #[inline(never)]
-    fn stick(&self, id: u16, generation: u32) {
-        let key = AffinityKey { service: self.service.id, client: self.flow.client };
-        self.tables.put_affinity(&key, &Affinity { endpoint: u32::from(id), generation, used: self.tick });
-    }
-
-    /// FIN or RST of the client.
-    #[inline(never)]
-    fn closing<const PROTO: u16>(&self, e: &Endpoint<A>) {
-        let key = self.reply_key::<PROTO>(e);
-        let Some(mut r) = self.tables.reply(&key) else { return };
-        let before = r.state;
-        let state = if self.flow.flags & RST != 0 { CLOSED } else { before | FIN_CLIENT };
-        if self.same_front(&r) && state != before {
-            r.state = state;
-            r.used = self.tick;
-            self.tables.put_reply(&key, &r);
-        }
-    }
-
-    #[inline(never)]
-    fn pin<const PROTO: u16>(&self, id: u16, generation: u32) {
-        let pin = Pin { endpoint: u32::from(id), generation, epoch: self.service.epoch };
-        let key = self.flow_key::<PROTO>();
-        if self.tables.pin(&key) != Some(pin) {
-            self.tables.put_pin(&key, &pin);
-        }
-    }
-
-    #[inline(always)]
-    fn stamp(&self) {
-        let half = Slot::stamp_half(self.tick, self.service.epoch);
-        if (self.slot.0 >> 32) as u32 != half {
-            self.tables.stamp(self.index, half);
-        }
     }
 
     #[inline(always)]

@@ -13,6 +13,12 @@ pub trait Address: bytemuck::Pod + PartialEq + Eq + Ord + core::fmt::Debug {
     fn words(self) -> (u64, u64);
     /// First 16 bytes for events.
     fn wide(self) -> [u8; 16];
+    /// An IPv4-mapped IPv6 address.
+    #[inline(always)]
+    fn mapped(self) -> bool {
+        let (a, b) = self.words();
+        Self::FAMILY == 6 && a == 0 && b & 0xffff_ffff == 0xffff_0000_u32.to_le().into()
+    }
 }
 
 impl Address for [u8; 4] {

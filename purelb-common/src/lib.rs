@@ -21,4 +21,4 @@ pub mod verdict;
 
 /// Layout version of all pinned maps, stored in `CONFIG.schema`; a change of any type in
 /// [`table`] changes it.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;

@@ -11,11 +11,16 @@ use crate::verdict::Reason;
 pub trait Frame {
     /// `N` bytes from `offset`, or `None` beyond the end.
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
+    /// Whether the frame has this many bytes (its tail may lie where `load` does not reach).
+    fn holds(&self, length: usize) -> bool;
 }
 
 impl Frame for [u8] {
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         self.get(offset..)?.first_chunk().copied()
+    }
+    fn holds(&self, length: usize) -> bool {
+        self.len() >= length
     }
 }
 
@@ -36,6 +41,10 @@ pub const UDP: u8 = 17;
 pub const ICMP: u8 = 1;
 /// IP protocol numbers.
 pub const ICMPV6: u8 = 58;
+
+/// A length that its field cannot say. The kernel joins segments of one flow into such packets (BIG TCP)
+/// and writes 0 there; nothing that comes by a wire is as long.
+const TOO_LONG: usize = 0x1_0000;
 
 /// How many IPv6 extension headers are followed.
 const EXTENSIONS: usize = 4;
@@ -77,6 +86,8 @@ pub struct Network {
 pub trait Ip: Address {
     /// Ethertype.
     const ETHERTYPE: u16;
+    /// False only when the packet is certainly no TCP SYN; most packets are told by two bytes.
+    fn maybe_syn<F: Frame + ?Sized>(frame: &F, at: usize) -> bool;
     /// Source and destination address.
     fn addresses<F: Frame + ?Sized>(frame: &F, at: usize) -> Option<(Self, Self)>;
     /// The rest of the network header.
@@ -86,8 +97,23 @@ pub trait Ip: Address {
     fn network<F: Frame + ?Sized>(frame: &F, at: usize) -> Result<Network, Reason>;
 }
 
+/// A flag byte says SYN without ACK.
+#[inline(always)]
+fn is_syn(flags: Option<[u8; 1]>) -> bool {
+    flags.is_some_and(|[flags]| flags & (SYN | ACK) == SYN)
+}
+
 impl Ip for [u8; 4] {
     const ETHERTYPE: u16 = 0x0800;
+
+    #[inline(always)]
+    fn maybe_syn<F: Frame + ?Sized>(frame: &F, at: usize) -> bool {
+        match frame.load::<10>(at) {
+            Some([0x45, .., TCP]) => is_syn(frame.load(at + 33)),
+            Some([.., TCP]) => true,
+            _ => false,
+        }
+    }
 
     #[inline(always)]
     fn addresses<F: Frame + ?Sized>(frame: &F, at: usize) -> Option<(Self, Self)> {
@@ -99,15 +125,18 @@ impl Ip for [u8; 4] {
     fn network<F: Frame + ?Sized>(frame: &F, at: usize) -> Result<Network, Reason> {
         let [first, _, l0, l1, _, _, f0, f1, ttl, proto] = frame.load(at).ok_or(Reason::Malformed)?;
         let header = usize::from(first & 15) * 4;
-        let length = u16::from_be_bytes([l0, l1]);
-        if first >> 4 != 4 || header < 20 || usize::from(length) < header {
+        let mut length = u32::from(u16::from_be_bytes([l0, l1]));
+        if length == 0 && frame.holds(at + TOO_LONG) {
+            length = TOO_LONG as u32;
+        }
+        if first >> 4 != 4 || header < 20 || length < header as u32 || !frame.holds(at + length as usize) {
             return Err(Reason::Malformed);
         }
         let fragment = u16::from_be_bytes([f0, f1]);
         Ok(Network {
             proto,
             transport: at + header,
-            length: u32::from(length),
+            length,
             later_fragment: fragment & 0x1fff != 0,
             first_fragment: fragment & 0x3fff == 0x2000,
             hop_limit: ttl,
@@ -119,6 +148,15 @@ impl Ip for [u8; 16] {
     const ETHERTYPE: u16 = 0x86dd;
 
     #[inline(always)]
+    fn maybe_syn<F: Frame + ?Sized>(frame: &F, at: usize) -> bool {
+        match frame.load::<1>(at + 6) {
+            Some([TCP]) => is_syn(frame.load(at + 53)),
+            Some([0 | 43 | 44 | 60]) => true,
+            _ => false,
+        }
+    }
+
+    #[inline(always)]
     fn addresses<F: Frame + ?Sized>(frame: &F, at: usize) -> Option<(Self, Self)> {
         Some((frame.load(at + 8)?, frame.load(at + 24)?))
     }
@@ -126,13 +164,17 @@ impl Ip for [u8; 16] {
     #[inline(always)]
     fn network<F: Frame + ?Sized>(frame: &F, at: usize) -> Result<Network, Reason> {
         let [first, _, _, _, l0, l1, next, hop_limit] = frame.load(at).ok_or(Reason::Malformed)?;
-        if first >> 4 != 6 {
+        let mut length = 40 + u32::from(u16::from_be_bytes([l0, l1]));
+        if length == 40 && frame.holds(at + TOO_LONG) {
+            length = TOO_LONG as u32;
+        }
+        if first >> 4 != 6 || !frame.holds(at + length as usize) {
             return Err(Reason::Malformed);
         }
         let mut n = Network {
             proto: next,
             transport: at + 40,
-            length: 40 + u32::from(u16::from_be_bytes([l0, l1])),
+            length,
             later_fragment: false,
             first_fragment: false,
             hop_limit,

@@ -15,11 +15,11 @@ macro_rules! pod {
     )*};
 }
 
-pod!(t::Config, t::Vip, t::Service, t::Slot, t::Pin, t::Affinity, t::Stats, t::Event, t::Clock);
+pod!(t::Config, t::Vip, t::Service, t::Slot, t::Pin, t::Affinity, t::Stats, t::Event, t::Uplink, t::Owner, t::Clock);
 macro_rules! family {
     ($($a:ty),*) => {$(
         pod!(
-            t::ServiceKey<$a>, t::Endpoint<$a>, t::FlowKey<$a>, t::ReplyKey<$a>, t::Reply<$a>,
+            t::VipAt<$a>, t::ServiceKey<$a>, t::Endpoint<$a>, t::FlowKey<$a>, t::ReplyKey<$a>, t::Reply<$a>,
             t::RevKey<$a>, t::Rev<$a>, t::AffinityKey<$a>, t::RangeKey<$a>,
         );
     )*};

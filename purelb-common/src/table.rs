@@ -24,14 +24,18 @@ pub const FIRST_ENDPOINT: u16 = 2;
 pub const ENDPOINT_IDS: u32 = 1 << 15;
 /// Slots per element of the map `SLOTS` (the kernel pads elements to 8 bytes).
 pub const SLOTS_PER_ELEMENT: u32 = 16;
-/// Slots in all, for all services of both families (32 MiB).
-pub const SLOTS: u32 = 1 << 22;
+/// Slots in all, for all services of both families (64 MiB): 8,191 services of the smallest block.
+pub const SLOTS: u32 = 1 << 23;
 /// The smallest block of a service, in slots.
 pub const MIN_BLOCK: u32 = 1024;
 /// Service ids are below this; `STATS` is indexed by them.
 pub const SERVICE_IDS: u32 = 1 << 14;
 /// Bits of the VIP bitmap.
 pub const VIP_BITS: u32 = 1 << 16;
+/// VIPs of one family at most.
+pub const VIP_COUNT: u32 = 1 << 14;
+/// Entries of `UPLINKS`, indexed by the low bits of the interface index.
+pub const UPLINKS: u32 = 256;
 
 /// `CONFIG`, one element: what the agent tells the programs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
@@ -47,9 +51,9 @@ pub struct Config {
     pub heartbeat_limit: u32,
     /// Seed of the flow hash, equal on all nodes of a cluster (D8).
     pub seed: u64,
-    /// New flows each CPU may insert in one tick; 0: no limit.
+    /// Pins, and UDP reply entries apart from them, that each CPU may insert in one tick; 0: no limit.
     pub insert_budget: u32,
-    /// One in this many drops is sampled to `EVENTS` (a power of two; 0: none).
+    /// How many drops each CPU may put on `EVENTS` in one tick: rare ones are all seen, a flood costs little.
     pub sample: u32,
     /// How long an unanswered SYN counts as half open, ticks.
     pub half_open: u32,
@@ -80,6 +84,20 @@ pub const VIP_UNKNOWN_PASS: u32 = 1;
 /// `VIPS.flags`: a Service has a protocol that is neither TCP nor UDP (SCTP): such packets pass.
 pub const VIP_OTHER_PROTOCOLS: u32 = 2;
 
+/// Element of `VIP_INDEX4`/`VIP_INDEX6`, at [`crate::hash::vip_bit`] of the address: the flags of one of the VIPs
+/// that share the bit without a look-up in `VIPS`, which has them all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Zeroable)]
+#[cfg_attr(feature = "user", derive(Pod), repr(C, packed))]
+#[cfg_attr(not(feature = "user"), repr(C))]
+pub struct VipAt<A: Pod> {
+    /// The VIP.
+    pub addr: A,
+    /// Its flags and [`VIP_HERE`]; 0: nobody's.
+    pub flags: u32,
+}
+/// `VIP_INDEX.flags`: the element is somebody's.
+pub const VIP_HERE: u32 = 1 << 31;
+
 /// Key of `SERVICES4`/`SERVICES6`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Zeroable)]
 #[cfg_attr(feature = "user", derive(Pod), repr(C, packed))]
@@ -105,17 +123,33 @@ pub struct Service {
     pub base: u32,
     /// Length of the block less one.
     pub mask: u32,
-    /// Counts settlings; pins of another epoch are void.
+    /// What pins and marks made now carry. It begins at the tick of the service's birth and grows with
+    /// every attempt to settle.
     pub epoch: u32,
     /// Tick of the last change of any slot.
     pub changed: u32,
     /// ClientIP affinity in ticks; 0: none.
     pub affinity: u32,
-    /// 0.
-    pub pad: u32,
+    /// Pins and marks from this epoch on count: the epoch when it last settled.
+    pub settled: u32,
 }
 /// `SERVICES.flags`: `SRC_RANGES` decides who may come.
 pub const SERVICE_RANGES: u32 = 1;
+
+impl Service {
+    /// How many epochs back pins and marks still count.
+    #[must_use]
+    #[inline(always)]
+    pub const fn span(&self) -> u32 {
+        self.epoch.wrapping_sub(self.settled)
+    }
+    /// Whether a pin of that epoch counts.
+    #[must_use]
+    #[inline(always)]
+    pub const fn counts(&self, epoch: u32) -> bool {
+        self.epoch.wrapping_sub(epoch) <= self.span()
+    }
+}
 
 /// One 8-byte slot, as one load sees it.
 ///
@@ -152,15 +186,28 @@ impl Slot {
     pub const fn agent_unsettled(self) -> bool {
         self.0 & 1 << 31 != 0
     }
-    /// The program sent a flow of this slot elsewhere in this epoch.
+    /// The program's mark, 0 where there is none.
+    #[inline(always)]
+    const fn mark(self) -> u32 {
+        (self.0 >> 56) as u32
+    }
+    /// The program sent a flow of this slot elsewhere since the service last settled.
     #[must_use]
-    pub const fn program_unsettled(self, epoch: u32) -> bool {
-        (self.0 >> 56) as u32 == 0x80 | epoch & 0x7f
+    #[inline(always)]
+    pub const fn program_unsettled(self, service: &Service) -> bool {
+        let mark = self.mark();
+        mark & 0x80 != 0 && service.epoch.wrapping_sub(mark) & 0x7f <= service.span()
+    }
+    /// The mark is of the service's present epoch.
+    #[must_use]
+    pub const fn marked_now(self, service: &Service) -> bool {
+        self.mark() == 0x80 | service.epoch & 0x7f
     }
     /// More than one answer is possible.
     #[must_use]
-    pub const fn unsettled(self, epoch: u32) -> bool {
-        self.agent_unsettled() || self.program_unsettled(epoch)
+    #[inline(always)]
+    pub const fn unsettled(self, service: &Service) -> bool {
+        self.agent_unsettled() || self.program_unsettled(service)
     }
     /// Low 24 bits of the tick of the last packet that did not go to `cur`.
     #[must_use]
@@ -174,14 +221,15 @@ impl Slot {
 #[cfg_attr(feature = "user", derive(Pod), repr(C, packed))]
 #[cfg_attr(not(feature = "user"), repr(C))]
 pub struct Endpoint<A: Pod> {
-    /// Pod (or node) address.
-    pub addr: A,
     /// Target port.
     pub port: u16,
     /// One of `GONE`, `READY`, `UNREADY`, `TERMINATING`.
     pub state: u16,
     /// Grows when the id is given to another endpoint; pins and replies remember it.
     pub generation: u32,
+    /// Pod (or node) address. Behind the rest, which is one aligned word so: a reader never sees a new
+    /// state with an old generation.
+    pub addr: A,
 }
 /// No longer in any slice: its pins are void, no packet goes there.
 pub const GONE: u16 = 0;
@@ -192,10 +240,18 @@ pub const UNREADY: u16 = 2;
 /// Keeps its flows, takes none (unless only such are left: then slots name it).
 pub const TERMINATING: u16 = 3;
 
+/// Value of `OWNERS4`/`OWNERS6`, indexed by endpoint id: for people and for an agent that starts; no program reads it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Owner {
+    /// [`Service::id`] of the VIP and port that the endpoint id belongs to.
+    pub service: u32,
+}
+
 /// Key of `PINS4`/`PINS6`: the flow as the client sends it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Zeroable)]
 #[cfg_attr(feature = "user", derive(Pod), repr(C, packed))]
-#[cfg_attr(not(feature = "user"), repr(C))]
+#[cfg_attr(not(feature = "user"), repr(C, align(8)))]
 pub struct FlowKey<A: Pod> {
     /// Client address.
     pub client: A,
@@ -224,7 +280,7 @@ pub struct Pin {
 /// Key of `HALF_OPEN`, `REPLIES`, `UDP_REPLIES`, `DIRECT`: the flow as the pod sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Zeroable)]
 #[cfg_attr(feature = "user", derive(Pod), repr(C, packed))]
-#[cfg_attr(not(feature = "user"), repr(C))]
+#[cfg_attr(not(feature = "user"), repr(C, align(8)))]
 pub struct ReplyKey<A: Pod> {
     /// Endpoint address.
     pub pod: A,
@@ -296,10 +352,10 @@ pub struct Rev<A: Pod> {
 #[cfg_attr(feature = "user", derive(Pod), repr(C, packed))]
 #[cfg_attr(not(feature = "user"), repr(C))]
 pub struct AffinityKey<A: Pod> {
+    /// Client address. First: built on the stack, it is written in aligned words.
+    pub client: A,
     /// [`Service::id`].
     pub service: u32,
-    /// Client address.
-    pub client: A,
 }
 
 /// Value of `AFFINITY4`/`AFFINITY6`.
@@ -361,6 +417,18 @@ pub struct Event {
     pub ifindex: u32,
 }
 
+/// `UPLINKS`, indexed by `ifindex % UPLINKS`: which MAC address an XDP uplink answers to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Uplink {
+    /// The six bytes as on the wire, in the low 48 bits of a little-endian number.
+    pub mac: u64,
+    /// Interface index; an entry of another one says nothing.
+    pub ifindex: u32,
+    /// 0.
+    pub pad: u32,
+}
+
 /// `CLOCK`, one element: written by the program `clock` so that the agent learns jiffies and HZ.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
@@ -369,6 +437,8 @@ pub struct Clock {
     pub jiffies: u64,
     /// `CLOCK_MONOTONIC`, nanoseconds.
     pub nanoseconds: u64,
+    /// The heartbeat of which the program said that it lapsed, so that it says so once.
+    pub told: u64,
 }
 
 const _: () = {
@@ -380,5 +450,6 @@ const _: () = {
     assert!(size_of::<RangeKey<[u8; 4]>>() == 8 && size_of::<RangeKey<[u8; 16]>>() == 20);
     assert!(size_of::<AffinityKey<[u8; 4]>>() == 8 && size_of::<AffinityKey<[u8; 16]>>() == 20);
     assert!(size_of::<RevKey<[u8; 4]>>() == 8 && size_of::<Rev<[u8; 16]>>() == 20);
+    assert!(size_of::<VipAt<[u8; 4]>>() == 8 && size_of::<VipAt<[u8; 16]>>() == 20);
     assert!(size_of::<Endpoint<[u8; 4]>>() == 12 && size_of::<Endpoint<[u8; 16]>>() == 24);
 };

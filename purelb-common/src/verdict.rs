@@ -62,6 +62,25 @@ pub enum Action {
     Drop,
 }
 
+/// One bit for each reason that drops.
+const DROPS: u64 = {
+    let (mut bits, mut i) = (0, 0);
+    while i < REASONS {
+        if matches!(Reason::ALL[i].action(), Action::Drop) {
+            bits |= 1 << Reason::ALL[i] as u32;
+        }
+        i += 1;
+    }
+    bits
+};
+
+/// [`Reason::action`] by a reason's number.
+#[must_use]
+#[inline(always)]
+pub const fn action(reason: u32) -> Action {
+    if DROPS >> (reason & 63) & 1 != 0 { Action::Drop } else { Action::Pass }
+}
+
 impl Reason {
     /// All reasons in the order of their numbers.
     pub const ALL: [Self; REASONS] = [

@@ -41,10 +41,18 @@ pub fn purelb_egress(context: TcContext) -> i32 {
     TCX_NEXT
 }
 
-/// Not attached: the agent runs it to learn the clock of the maps.
+/// Not attached: the agent runs it once a second to learn the clock of the maps. The one place that logs
+/// (aya-log): off the packet path, and only what is rare.
 #[xdp]
-pub fn clock(_context: XdpContext) -> u32 {
+pub fn clock(context: XdpContext) -> u32 {
     maps::read_clock();
+    if let Some(silence) = maps::lapsed() {
+        aya_log_ebpf::warn!(
+            &context,
+            "the agent was silent for {} ticks: meanwhile new flows passed and drops lapsed",
+            silence
+        );
+    }
     XDP_PASS
 }
 

@@ -5,14 +5,14 @@ use core::ptr::{read_volatile, write_volatile};
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, lpm_trie::Key};
 use aya_ebpf::helpers::bpf_jiffies64;
 use aya_ebpf::macros::btf_map;
-use purelb_common::decide::Tables;
+use purelb_common::decide::{Tables, stale};
 use purelb_common::hash::{self, Address};
 use purelb_common::table::{
-    Affinity, AffinityKey, Clock, Config, ENDPOINT_IDS, Endpoint, Event, FlowKey, Pin, RangeKey, Reply, ReplyKey, Rev,
-    RevKey, SERVICE_IDS, SLOTS as SLOT_COUNT, SLOTS_PER_ELEMENT, Service, ServiceKey, Slot, Stats, TICK_SHIFT,
-    VIP_BITS, Vip,
+    Affinity, AffinityKey, Clock, Config, ENDPOINT_IDS, Endpoint, Event, FlowKey, Owner, Pin, RangeKey, Reply,
+    ReplyKey, Rev, RevKey, SERVICE_IDS, SLOTS as SLOT_COUNT, SLOTS_PER_ELEMENT, Service, ServiceKey, Slot, Stats,
+    TICK_SHIFT, UPLINKS as UPLINK_COUNT, Uplink, VIP_BITS, VIP_COUNT, VIP_HERE, Vip, VipAt,
 };
-use purelb_common::verdict::{REASONS as REASON_COUNT, Reason};
+use purelb_common::verdict::REASONS as REASON_COUNT;
 
 type V4 = [u8; 4];
 type V6 = [u8; 16];
@@ -23,7 +23,7 @@ const FLOWS: usize = 1 << 18;
 const UDP_FLOWS: usize = 1 << 17;
 const FEW: usize = 1 << 16;
 
-/// What a CPU spent of its insert budget.
+/// What a CPU spent in a tick: of the insert budgets of TCP and UDP, and of the samples.
 #[repr(C)]
 pub struct Budget {
     tick: u32,
@@ -35,9 +35,9 @@ static CONFIG: Array<Config, 1, 0> = Array::new();
 #[btf_map]
 static CLOCK: Array<Clock, 1, 0> = Array::new();
 #[btf_map]
-static BUDGET: PerCpuArray<Budget, 1, 0> = PerCpuArray::new();
+static BUDGET: PerCpuArray<Budget, 3, 0> = PerCpuArray::new();
 #[btf_map]
-static DROPS: PerCpuArray<u32, 1, 0> = PerCpuArray::new();
+static UPLINKS: Array<Uplink, { UPLINK_COUNT as usize }, 0> = Array::new();
 #[btf_map]
 static VIP_BITMAP: Array<u64, { VIP_BITS as usize / 64 }, 0> = Array::new();
 #[btf_map]
@@ -51,9 +51,11 @@ static EVENTS: RingBuf<(), { 1 << 18 }, 0> = RingBuf::new();
 
 macro_rules! family {
     ($a:ty, $vips:ident, $services:ident, $endpoints:ident, $pins:ident, $half:ident, $replies:ident, $udp:ident, $rev:ident,
-     $direct:ident, $affinity:ident, $ranges:ident) => {
+     $direct:ident, $affinity:ident, $ranges:ident, $cluster:ident, $owners:ident, $index:ident) => {
         #[btf_map]
-        static $vips: HashMap<$a, Vip, 4096, 0> = HashMap::new();
+        static $vips: HashMap<$a, Vip, { VIP_COUNT as usize }, 0> = HashMap::new();
+        #[btf_map]
+        static $index: Array<VipAt<$a>, { VIP_BITS as usize }, 0> = Array::new();
         #[btf_map]
         static $services: HashMap<ServiceKey<$a>, Service, { SERVICE_IDS as usize }, 0> = HashMap::new();
         #[btf_map]
@@ -74,10 +76,20 @@ macro_rules! family {
         static $affinity: LruHashMap<AffinityKey<$a>, Affinity, UDP_FLOWS, 0> = LruHashMap::new();
         #[btf_map]
         static $ranges: LpmTrie<RangeKey<$a>, u32, FEW> = LpmTrie::new();
+        #[btf_map]
+        static $cluster: LpmTrie<$a, u32, FEW> = LpmTrie::new();
+        #[btf_map]
+        static $owners: Array<Owner, { ENDPOINT_IDS as usize }, 0> = Array::new();
 
         impl Family for $a {
             #[inline(always)]
             fn vip(self) -> Option<Vip> {
+                if let Some(at) = $index.get(hash::vip_bit(self))
+                    && at.flags & VIP_HERE != 0
+                    && at.addr == self
+                {
+                    return Some(Vip { flags: at.flags });
+                }
                 // SAFETY: the value is copied at once; a VIP entry recycled meanwhile is only stale by a moment.
                 unsafe { $vips.get(&self).copied() }
             }
@@ -91,10 +103,12 @@ macro_rules! family {
         }
 
         impl Tables<$a> for Maps {
+            type Service = &'static Service;
+            type Endpoint = &'static Endpoint<$a>;
             #[inline(always)]
-            fn service(&self, key: &ServiceKey<$a>) -> Option<Service> {
-                // SAFETY: copied at once; entries live until an RCU grace period after removal.
-                unsafe { $services.get(key).copied() }
+            fn service(&self, key: &ServiceKey<$a>) -> Option<&'static Service> {
+                // SAFETY: the entry outlives the run of the program; one recycled meanwhile sends one packet astray.
+                unsafe { $services.get(&aligned(key).0) }
             }
             #[inline(always)]
             fn in_range(&self, key: &RangeKey<$a>) -> bool {
@@ -124,8 +138,8 @@ macro_rules! family {
                 }
             }
             #[inline(always)]
-            fn endpoint(&self, id: u32) -> Option<Endpoint<$a>> {
-                $endpoints.get(id).copied()
+            fn endpoint(&self, id: u32) -> Option<&'static Endpoint<$a>> {
+                $endpoints.get(id)
             }
             #[inline(always)]
             fn pin(&self, key: &FlowKey<$a>) -> Option<Pin> {
@@ -134,16 +148,16 @@ macro_rules! family {
             }
             #[inline(always)]
             fn put_pin(&self, key: &FlowKey<$a>, pin: &Pin) {
-                let _ = $pins.insert(key, pin, 0);
+                let _ = $pins.insert(key, &aligned(pin).0, 0);
             }
             #[inline(always)]
             fn affinity(&self, key: &AffinityKey<$a>) -> Option<Affinity> {
                 // SAFETY: copied at once.
-                unsafe { $affinity.get(key).copied() }
+                unsafe { $affinity.get(&aligned(key).0).copied() }
             }
             #[inline(always)]
             fn put_affinity(&self, key: &AffinityKey<$a>, value: &Affinity) {
-                let _ = $affinity.insert(key, value, 0);
+                let _ = $affinity.insert(&aligned(key).0, &aligned(value).0, 0);
             }
             #[inline(always)]
             fn half_open(&self, key: &ReplyKey<$a>) -> Option<Reply<$a>> {
@@ -152,29 +166,42 @@ macro_rules! family {
             }
             #[inline(always)]
             fn put_half_open(&self, key: &ReplyKey<$a>, value: &Reply<$a>) {
-                let _ = $half.insert(key, value, 0);
+                let _ = $half.insert(key, &aligned(value).0, 0);
             }
             #[inline(always)]
             fn remove_half_open(&self, key: &ReplyKey<$a>) {
                 let _ = $half.remove(key);
             }
             #[inline(always)]
-            fn reply(&self, key: &ReplyKey<$a>) -> Option<Reply<$a>> {
+            fn reply<const PROTO: u16>(&self, key: &ReplyKey<$a>) -> Option<Reply<$a>> {
                 // SAFETY: copied at once.
-                unsafe { if key.proto == 6 { $replies.get(key).copied() } else { $udp.get(key).copied() } }
+                unsafe { if PROTO == 6 { $replies.get(key).copied() } else { $udp.get(key).copied() } }
             }
             #[inline(always)]
-            fn put_reply(&self, key: &ReplyKey<$a>, value: &Reply<$a>) {
-                let _ = if key.proto == 6 { $replies.insert(key, value, 0) } else { $udp.insert(key, value, 0) };
+            fn put_reply<const PROTO: u16>(&self, key: &ReplyKey<$a>, value: &Reply<$a>) {
+                let _ = if PROTO == 6 {
+                    $replies.insert(key, &by_words(value).0, 0)
+                } else {
+                    $udp.insert(key, &aligned(value).0, 0)
+                };
             }
             #[inline(always)]
-            fn remove_reply(&self, key: &ReplyKey<$a>) {
-                let _ = if key.proto == 6 { $replies.remove(key) } else { $udp.remove(key) };
+            fn mark_reply<const PROTO: u16>(&self, key: &ReplyKey<$a>, state: u16, used: u32) {
+                let entry = if PROTO == 6 { $replies.get_ptr_mut(key) } else { $udp.get_ptr_mut(key) };
+                if let Some(r) = entry {
+                    // SAFETY: an entry of the map; one recycled meanwhile is marked for a flow it is not of, as
+                    // any write to an LRU map may be.
+                    unsafe { ((*r).state, (*r).used) = (state, used) };
+                }
+            }
+            #[inline(always)]
+            fn remove_reply<const PROTO: u16>(&self, key: &ReplyKey<$a>) {
+                let _ = if PROTO == 6 { $replies.remove(key) } else { $udp.remove(key) };
             }
             #[inline(always)]
             fn reverse(&self, key: &RevKey<$a>) -> Option<Rev<$a>> {
                 // SAFETY: copied at once.
-                unsafe { $rev.get(key).copied() }
+                unsafe { $rev.get(&aligned(key).0).copied() }
             }
             #[inline(always)]
             fn direct(&self, key: &ReplyKey<$a>) -> bool {
@@ -182,8 +209,21 @@ macro_rules! family {
                 unsafe { $direct.get(key).is_some() }
             }
             #[inline(always)]
-            fn budget(&self, config: &Config, tick: u32) -> bool {
-                budget(config, tick)
+            fn in_cluster(&self, addr: $a) -> bool {
+                let mut at = Aligned(core::mem::MaybeUninit::<Key<$a>>::uninit());
+                let p = at.0.as_mut_ptr().cast::<u32>();
+                // SAFETY: the key is the length and the address, four bytes by four as above.
+                unsafe {
+                    write_volatile(p, 8 * size_of::<$a>() as u32);
+                    for (i, word) in addr.as_chunks::<4>().0.iter().enumerate() {
+                        write_volatile(p.add(1 + i), u32::from_ne_bytes(*word));
+                    }
+                    $cluster.get(at.0.assume_init_ref()).is_some()
+                }
+            }
+            #[inline(always)]
+            fn budget(&self, config: &Config, proto: u16, tick: u32) -> bool {
+                config.insert_budget == 0 || spend(u32::from(proto == 17), config.insert_budget, tick)
             }
         }
     };
@@ -200,7 +240,10 @@ family!(
     REVSVC4,
     DIRECT4,
     AFFINITY4,
-    SRC_RANGES4
+    SRC_RANGES4,
+    CLUSTER4,
+    OWNERS4,
+    VIP_INDEX4
 );
 family!(
     V6,
@@ -214,15 +257,24 @@ family!(
     REVSVC6,
     DIRECT6,
     AFFINITY6,
-    SRC_RANGES6
+    SRC_RANGES6,
+    CLUSTER6,
+    OWNERS6,
+    VIP_INDEX6
 );
 
+/// LLVM writes to the stack in words of eight bytes, and the verifier wants those aligned.
 #[repr(align(8))]
 struct Aligned<T>(T);
 
+#[inline(always)]
+fn aligned<T: Copy>(value: &T) -> Aligned<T> {
+    Aligned(*value)
+}
+
 /// What is per family besides [`Tables`].
 pub trait Family: Address {
-    /// `VIPS`
+    /// `VIP_INDEX`, else `VIPS`
     fn vip(self) -> Option<Vip>;
     /// `DIRECT`
     fn put_direct(key: &ReplyKey<Self>, tick: u32);
@@ -238,20 +290,34 @@ fn slot(index: u32) -> Option<*mut u64> {
     Some(unsafe { element.cast::<u64>().add((index % SLOTS_PER_ELEMENT) as usize) })
 }
 
+/// The budget of drop samples; 0 and 1 are those of TCP's and UDP's inserts.
+const SAMPLES: u32 = 2;
+
+/// Takes one of `limit` a tick out of a budget of this CPU.
 #[inline(always)]
-fn budget(config: &Config, tick: u32) -> bool {
-    if config.insert_budget == 0 {
-        return true;
-    }
-    let Some(p) = BUDGET.get_ptr_mut(0) else { return false };
+fn spend(which: u32, limit: u32, tick: u32) -> bool {
+    let Some(p) = BUDGET.get_ptr_mut(which) else { return false };
     // SAFETY: per CPU, and a program is not preempted by another on its CPU (softirq).
     let b = unsafe { &mut *p };
     if b.tick != tick {
         b.tick = tick;
         b.used = 0;
     }
-    b.used += 1;
-    b.used <= config.insert_budget
+    b.used = b.used.saturating_add(1);
+    b.used <= limit
+}
+
+/// The same for a value whose words LLVM would pair wrongly: volatile stores stay what they are.
+#[inline(always)]
+fn by_words<T: Copy>(value: &T) -> Aligned<T> {
+    let mut copy = Aligned(core::mem::MaybeUninit::<T>::uninit());
+    let (from, to) = (core::ptr::from_ref(value).cast::<u32>(), copy.0.as_mut_ptr().cast::<u32>());
+    for i in 0..size_of::<T>() / 4 {
+        // SAFETY: plain data of whole words, in a buffer of its size.
+        unsafe { write_volatile(to.add(i), from.add(i).read()) };
+    }
+    // SAFETY: written just above.
+    Aligned(unsafe { copy.0.assume_init() })
 }
 
 /// `CONFIG`.
@@ -270,9 +336,26 @@ pub fn tick() -> u32 {
 /// Stores both clocks in `CLOCK`.
 #[inline(always)]
 pub fn read_clock() {
+    let Some(clock) = CLOCK.get_ptr_mut(0) else { return };
     // SAFETY: helpers without arguments.
-    let clock = unsafe { Clock { jiffies: bpf_jiffies64(), nanoseconds: aya_ebpf::helpers::bpf_ktime_get_ns() } };
-    let _ = CLOCK.set(0, clock, 0);
+    let (jiffies, nanoseconds) = unsafe { (bpf_jiffies64(), aya_ebpf::helpers::bpf_ktime_get_ns()) };
+    // SAFETY: the map's only element.
+    unsafe { ((*clock).jiffies, (*clock).nanoseconds) = (jiffies, nanoseconds) };
+}
+
+/// Ticks of the agent's silence when the tables count as stale (D17); once for each silence.
+#[inline(always)]
+pub fn lapsed() -> Option<u32> {
+    let (config, tick) = (config()?, tick());
+    // SAFETY: nobody but the agent runs the program `clock`, and it holds its lock.
+    let told = unsafe { &raw mut (*CLOCK.get_ptr_mut(0)?).told };
+    // SAFETY: as above.
+    if !stale(config, tick) || unsafe { *told } == u64::from(config.heartbeat) {
+        return None;
+    }
+    // SAFETY: as above.
+    unsafe { *told = u64::from(config.heartbeat) };
+    Some(tick.wrapping_sub(config.heartbeat))
 }
 
 /// Whether an address may be a VIP: one bit, so that other traffic leaves at once.
@@ -282,10 +365,10 @@ pub fn maybe_vip<A: Address>(addr: A) -> bool {
     VIP_BITMAP.get(bit / 64).is_some_and(|word| word >> (bit % 64) & 1 != 0)
 }
 
-/// Counts an exit.
+/// Counts an exit by the number of its reason.
 #[inline(always)]
-pub fn count(reason: Reason) {
-    if let Some(p) = REASONS.get_ptr_mut(reason as u32) {
+pub fn count(reason: u32) {
+    if let Some(p) = REASONS.get_ptr_mut(reason) {
         // SAFETY: per CPU.
         unsafe { *p += 1 };
     }
@@ -307,14 +390,17 @@ pub fn count_service(id: u32, bytes: u32, new: bool, dropped: bool) {
     }
 }
 
-/// One in `every` (a power of two), by a counter of this CPU.
+/// Whether this drop may go on the ring buffer.
 #[inline(always)]
-pub fn sampled(every: u32) -> bool {
-    let Some(p) = DROPS.get_ptr_mut(0) else { return false };
-    // SAFETY: per CPU.
-    let n = unsafe { &mut *p };
-    *n = n.wrapping_add(1);
-    *n & (every - 1) == 0
+pub fn sampled(config: &Config, tick: u32) -> bool {
+    config.sample != 0 && spend(SAMPLES, config.sample, tick)
+}
+
+/// The MAC address of an uplink, where the agent wrote it: see [`Uplink`].
+#[inline(always)]
+pub fn uplink_mac(ifindex: u32) -> Option<u64> {
+    let uplink = UPLINKS.get(ifindex % UPLINK_COUNT)?;
+    (uplink.ifindex == ifindex).then_some(uplink.mac)
 }
 
 /// Samples a drop to the ring buffer; a full buffer loses it, never the packet path's time.

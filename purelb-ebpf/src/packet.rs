@@ -8,18 +8,26 @@ use core::mem::size_of;
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{__sk_buff, bpf_sock_tuple};
 use aya_ebpf::helpers::{
-    bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_sk_lookup_udp, bpf_sk_release, bpf_skb_pull_data, bpf_skb_store_bytes,
+    bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_sk_lookup_udp, bpf_sk_release, bpf_skb_pull_data,
+    bpf_skb_store_bytes, bpf_xdp_get_buff_len,
 };
 use aya_ebpf::programs::{TcContext, XdpContext};
 use purelb_common::csum;
 use purelb_common::parse::{Frame, Ip, TCP};
 
+use crate::maps::uplink_mac;
+
 /// An address and port before and after, host-order ports.
+#[repr(C, align(8))]
 pub struct Change<A> {
     /// As it came.
-    pub old: (A, u16),
+    pub old: A,
     /// As it shall be.
-    pub new: (A, u16),
+    pub new: A,
+    /// As it came.
+    pub old_port: u16,
+    /// As it shall be.
+    pub new_port: u16,
 }
 
 /// Which end of the flow changes.
@@ -64,6 +72,32 @@ fn at<'a, const N: usize>(data: usize, end: usize, offset: usize) -> Option<&'a 
     Some(unsafe { &mut *((data + offset) as *mut [u8; N]) })
 }
 
+/// Stores a word, as it is in memory, at a constant offset.
+#[inline(always)]
+fn put<T, const N: usize>(header: &mut [u8; N], offset: usize, word: T) {
+    if offset + size_of::<T>() <= N {
+        // SAFETY: inside the array, by the line above.
+        unsafe { header.as_mut_ptr().add(offset).cast::<T>().write_unaligned(word) };
+    }
+}
+
+#[inline(always)]
+fn get<const N: usize>(header: &[u8; N], offset: usize) -> u16 {
+    if offset + 2 > N {
+        return 0;
+    }
+    // SAFETY: inside the array, by the line above.
+    unsafe { header.as_ptr().add(offset).cast::<u16>().read_unaligned() }
+}
+
+/// Updates a checksum and gives it back.
+#[inline(always)]
+fn update<const N: usize>(header: &mut [u8; N], offset: usize, delta: u64) -> u16 {
+    let sum = csum::apply(get(header, offset), delta);
+    put(header, offset, sum);
+    sum
+}
+
 const fn address_offset(family: u16, side: Side) -> usize {
     match (family, side) {
         (4, Side::Source) => 12,
@@ -98,6 +132,12 @@ impl Frame for Xdp {
         let (data, end) = bounds!(self.0.ctx);
         read(data, end, offset)
     }
+    #[inline(always)]
+    fn holds(&self, length: usize) -> bool {
+        let (data, end) = bounds!(self.0.ctx);
+        // SAFETY: a helper on the program's context. Only a frame of several buffers has more than the first.
+        length <= end - data || length as u64 <= unsafe { bpf_xdp_get_buff_len(self.0.ctx) }
+    }
 }
 
 impl Packet for Xdp {
@@ -110,47 +150,34 @@ impl Packet for Xdp {
         c: &Change<A>,
     ) -> Option<()> {
         let (data, end) = bounds!(self.0.ctx);
-        let (old_port, new_port) = (c.old.1.to_be_bytes(), c.new.1.to_be_bytes());
-        let mut delta = csum::delta(old_port, new_port);
+        let ((old0, old1), (new0, new1)) = (c.old.words(), c.new.words());
+        let mut delta = csum::delta(old0, new0);
         let first = address_offset(A::FAMILY, side);
         // One check per header: the verifier forgets a range when a second pointer is made of the same offset.
         if A::FAMILY == 4 {
-            let [a, b, c0, d, ..] = c.old.0.wide();
-            let [e, f, g, h, ..] = c.new.0.wide();
-            let address = csum::delta([a, b, c0, d], [e, f, g, h]);
-            delta += address;
             let header: &mut [u8; 20] = at(data, end, network)?;
-            let sum = csum::apply(u16::from_ne_bytes([header[10], header[11]]), address).to_ne_bytes();
-            (header[10], header[11]) = (sum[0], sum[1]);
-            (header[first], header[first + 1], header[first + 2], header[first + 3]) = (e, f, g, h);
+            update(header, 10, delta);
+            put(header, first, new0 as u32);
         } else {
-            let (old, new) = (c.old.0.wide(), c.new.0.wide());
-            delta += csum::delta(old, new);
+            delta += csum::delta(old1, new1);
             let header: &mut [u8; 40] = at(data, end, network)?;
-            #[expect(
-                clippy::manual_memcpy,
-                reason = "a slice copy brings bounds checks and a panic the verifier refuses"
-            )]
-            for i in 0..16 {
-                header[first + i] = new[i];
-            }
+            put(header, first, new0);
+            put(header, first + 8, new1);
         }
+        let new_port = c.new_port.to_be();
+        delta += csum::delta(u64::from(c.old_port.to_be()), u64::from(new_port));
         let port = if side == Side::Source { 0 } else { 2 };
         if PROTO == TCP as u16 {
             let header: &mut [u8; 20] = at(data, end, transport)?;
-            let sum = csum::apply(u16::from_ne_bytes([header[16], header[17]]), delta).to_ne_bytes();
-            (header[16], header[17]) = (sum[0], sum[1]);
-            (header[port], header[port + 1]) = (new_port[0], new_port[1]);
+            update(header, 16, delta);
+            put(header, port, new_port);
         } else {
             let header: &mut [u8; 8] = at(data, end, transport)?;
-            let old = u16::from_ne_bytes([header[6], header[7]]);
             // A UDP checksum of 0 means none (RFC 768); a computed 0 is sent as all ones.
-            if old != 0 {
-                let new = csum::apply(old, delta);
-                let sum = if new == 0 { [0xff, 0xff] } else { new.to_ne_bytes() };
-                (header[6], header[7]) = (sum[0], sum[1]);
+            if get(header, 6) != 0 && update(header, 6, delta) == 0 {
+                put(header, 6, 0xffff_u16);
             }
-            (header[port], header[port + 1]) = (new_port[0], new_port[1]);
+            put(header, port, new_port);
         }
         Some(())
     }
@@ -164,7 +191,9 @@ impl Packet for Xdp {
     }
     #[inline(always)]
     fn other_host(&self) -> bool {
-        false
+        let (Some(mac), Some([a, b, c, d, e, f])) = (uplink_mac(self.ifindex()), self.load(0)) else { return false };
+        // Broadcast and multicast frames have the lowest bit of the first byte set.
+        a & 1 == 0 && u64::from_le_bytes([a, b, c, d, e, f, 0, 0]) != mac
     }
 }
 
@@ -212,10 +241,15 @@ impl Frame for Skb {
         let (data, end) = bounds!(self.0.skb.skb);
         read(data, end, offset)
     }
+    #[inline(always)]
+    fn holds(&self, length: usize) -> bool {
+        length <= self.0.len() as usize
+    }
 }
 
 impl Packet for Skb {
-    #[inline(always)]
+    /// A frame of its own: the helpers want what they store on the stack.
+    #[inline(never)]
     fn rewrite<A: Ip, const PROTO: u16>(
         &self,
         network: usize,
@@ -226,11 +260,10 @@ impl Packet for Skb {
         let skb = self.0.skb.skb;
         let sum = (transport + checksum_offset(PROTO)) as u32;
         let udp = if PROTO == TCP as u16 { 0 } else { BPF_F_MARK_MANGLED_0 };
-        let (old, new) = (c.old.0.wide(), c.new.0.wide());
-        let words = size_of::<A>() / 4;
-        for i in 0..words {
-            let from = u64::from(u32::from_ne_bytes([old[4 * i], old[4 * i + 1], old[4 * i + 2], old[4 * i + 3]]));
-            let to = u64::from(u32::from_ne_bytes([new[4 * i], new[4 * i + 1], new[4 * i + 2], new[4 * i + 3]]));
+        let ((old0, old1), (new0, new1)) = (c.old.words(), c.new.words());
+        let words = [(old0, new0), (old0 >> 32, new0 >> 32), (old1, new1), (old1 >> 32, new1 >> 32)];
+        for (from, to) in words.into_iter().take(size_of::<A>() / 4) {
+            let (from, to) = (u64::from(from as u32), u64::from(to as u32));
             if A::FAMILY == 4 {
                 // SAFETY: helper on the context's own buffer; it checks the offset.
                 unsafe { bpf_l3_csum_replace(skb, (network + 10) as u32, from, to, 4) };
@@ -238,18 +271,22 @@ impl Packet for Skb {
             // SAFETY: as above.
             unsafe { bpf_l4_csum_replace(skb, sum, from, to, BPF_F_PSEUDO_HDR | udp | 4) };
         }
-        let (old_port, new_port) = (c.old.1.to_be(), c.new.1.to_be());
+        let (old_port, new_port) = (c.old_port.to_be(), c.new_port.to_be());
         // SAFETY: as above.
         unsafe { bpf_l4_csum_replace(skb, sum, u64::from(old_port), u64::from(new_port), udp | 2) };
         let offset = network + address_offset(A::FAMILY, side);
         if A::FAMILY == 4 {
-            self.store(offset, &[new[0], new[1], new[2], new[3]], BPF_F_INVALIDATE_HASH)?;
+            self.store(offset, &(new0 as u32).to_ne_bytes(), BPF_F_INVALIDATE_HASH)?;
         } else {
             // IPv6 has no header checksum that would cancel the address in a complete checksum: the
             // pseudo-header update above took the difference out of skb->csum, this puts it back.
-            self.store(offset, &new, BPF_F_INVALIDATE_HASH | BPF_F_RECOMPUTE_CSUM)?;
+            self.store(offset, &c.new.wide(), BPF_F_INVALIDATE_HASH | BPF_F_RECOMPUTE_CSUM)?;
         }
-        self.store(transport + if side == Side::Source { 0 } else { 2 }, &c.new.1.to_be_bytes(), BPF_F_INVALIDATE_HASH)
+        self.store(
+            transport + if side == Side::Source { 0 } else { 2 },
+            &c.new_port.to_be_bytes(),
+            BPF_F_INVALIDATE_HASH,
+        )
     }
     #[inline(always)]
     fn context(&self) -> *mut c_void {
@@ -265,12 +302,14 @@ impl Packet for Skb {
     fn other_host(&self) -> bool {
         let skb: *mut __sk_buff = self.0.skb.skb;
         // SAFETY: the program's context.
-        unsafe { (*skb).pkt_type == PACKET_OTHERHOST }
+        let other = unsafe { (*skb).pkt_type == PACKET_OTHERHOST };
+        // A port of a bridge gets frames for the bridge's address: the agent says where it counts.
+        other && uplink_mac(self.ifindex()).is_some()
     }
 }
 
 /// A UDP socket of the node takes packets of this flow (the node's own query from the VIP).
-#[inline(always)]
+#[inline(never)]
 pub fn own_udp_socket<A: Ip, P: Packet>(packet: &P, client: A, vip: A, client_port: u16, port: u16) -> bool {
     #[repr(align(8))]
     struct Aligned(bpf_sock_tuple);

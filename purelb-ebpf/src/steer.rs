@@ -1,24 +1,14 @@
 //! A packet's way through the program: address, VIP, headers, decision, rewrite, one reason.
 
 use aya_ebpf::programs::TcContext;
-use purelb_common::decide::{self, FRAGMENT, Flow, Tables};
+use purelb_common::decide::{self, FRAGMENT, Flow, Tables, Verdict};
 use purelb_common::parse::{self, ACK, Frame as _, Ip, Network, SYN, TCP, UDP};
 use purelb_common::reply;
-use purelb_common::table::{Event, ReplyKey, VIP_OTHER_PROTOCOLS, VIP_UNKNOWN_PASS};
-use purelb_common::verdict::{Action, Reason};
+use purelb_common::table::{Endpoint, Event, ReplyKey, Service, VIP_OTHER_PROTOCOLS};
+use purelb_common::verdict::{self, Action, Reason};
 
 use crate::maps::{self, Family, Maps};
 use crate::packet::{Change, Packet, Side, Skb, own_udp_socket};
-
-/// What is known of a packet for a VIP when it leaves.
-struct Exit<A> {
-    reason: Reason,
-    service: u32,
-    flow: Flow<A>,
-    at: usize,
-    vip_flags: u32,
-    network: Network,
-}
 
 /// Ingress at an uplink, XDP or tcx.
 #[inline(always)]
@@ -32,14 +22,14 @@ pub fn ingress<P: Packet>(packet: &P) -> Action {
 
 #[inline(always)]
 fn not_vip() -> Action {
-    maps::count(Reason::NotVip);
+    maps::count(Reason::NotVip as u32);
     Action::Pass
 }
 
 #[inline(always)]
 fn family<A: Ip + Family, P: Packet>(packet: &P, at: usize) -> Action
 where
-    Maps: Tables<A>,
+    Maps: Tables<A, Service = &'static Service, Endpoint = &'static Endpoint<A>>,
 {
     let Some((_, vip)) = A::addresses(packet, at) else { return not_vip() };
     if maps::maybe_vip(vip) {
@@ -49,33 +39,25 @@ where
             _ => {}
         }
     }
-    other::<A, P>(packet, at)
+    if A::maybe_syn(packet, at) {
+        direct::<A, P>(packet, at);
+    }
+    not_vip()
 }
 
 /// Traffic that is not for a VIP leaves untouched; a SYN for an endpoint's own address is remembered (4.3).
-#[inline(always)]
-fn other<A: Ip + Family, P: Packet>(packet: &P, at: usize) -> Action
+#[inline(never)]
+fn direct<A: Ip + Family, P: Packet>(packet: &P, at: usize)
 where
-    Maps: Tables<A>,
+    Maps: Tables<A, Service = &'static Service, Endpoint = &'static Endpoint<A>>,
 {
     if let Ok(n) = A::network(packet, at)
         && n.proto == TCP
         && !n.later_fragment
         && let Some([flags]) = packet.load(n.transport + 13)
         && flags & (SYN | ACK) == SYN
-    {
-        direct::<A, P>(packet, at, n.transport);
-    }
-    not_vip()
-}
-
-#[inline(never)]
-fn direct<A: Ip + Family, P: Packet>(packet: &P, at: usize, transport: usize)
-where
-    Maps: Tables<A>,
-{
-    if let Some((client, pod)) = A::addresses(packet, at)
-        && let Some([s0, s1, d0, d1]) = packet.load(transport)
+        && let Some((client, pod)) = A::addresses(packet, at)
+        && let Some([s0, s1, d0, d1]) = packet.load(n.transport)
         && let Some(config) = maps::config()
     {
         let (client_port, pod_port) = (u16::from_be_bytes([s0, s1]), u16::from_be_bytes([d0, d1]));
@@ -87,95 +69,81 @@ where
     }
 }
 
-/// What [`vip_packet`] answers: its frame must end before [`other`]'s begins.
+/// What [`vip_packet`] answers: its frame must end before [`direct`]'s begins.
 const PASS: u32 = 0;
 const DROP: u32 = 1;
 /// Two addresses share a bit of the bitmap, and this one is no VIP.
 const NEITHER: u32 = 2;
 
-/// A function of its own per family and hook: its frame holds the keys, and the kernel's stack is 512 bytes.
-#[inline(never)]
+#[inline(always)]
 fn vip_packet<A: Ip + Family, P: Packet>(packet: &P, at: usize) -> u32
 where
-    Maps: Tables<A>,
+    Maps: Tables<A, Service = &'static Service, Endpoint = &'static Endpoint<A>>,
 {
     let Some((client, vip)) = A::addresses(packet, at) else { return NEITHER };
-    let mut exit = Exit {
-        reason: Reason::PassedProtocol,
-        service: u32::MAX,
-        flow: Flow { client, vip, client_port: 0, port: 0, flags: 0 },
-        at,
-        vip_flags: 0,
-        network: Network {
-            proto: 0,
-            transport: 0,
-            length: 0,
-            later_fragment: false,
-            first_fragment: false,
-            hop_limit: 0,
-        },
-    };
-    match exit.flow.vip.vip() {
-        Some(entry) => exit.vip_flags = entry.flags,
-        None => return NEITHER,
+    let mut flow = Flow { client, vip, client_port: 0, port: 0, flags: 0 };
+    let left = judge(packet, at, &mut flow);
+    if left.reason == Reason::Forwarded as u32 {
+        maps::count(Reason::Forwarded as u32);
+        return PASS;
     }
-    exit.reason = judge(packet, &mut exit);
-    match finish(packet, &exit) {
-        Action::Pass => PASS,
-        Action::Drop => DROP,
+    leave(packet, &flow, &left)
+}
+
+/// Why a packet leaves, and what was known of it.
+struct Left {
+    /// A [`Reason`], or [`OTHER_PROTOCOL`] or [`NO_SERVICE`].
+    reason: u32,
+    /// [`Service::id`], or `u32::MAX`: nothing says yet that the address is a VIP.
+    service: u32,
+    proto: u8,
+}
+
+impl Left {
+    #[inline(always)]
+    fn early(reason: Reason, proto: u8) -> Self {
+        Self { reason: reason as u32, service: u32::MAX, proto }
     }
 }
 
+/// Reads the headers of a packet for a VIP, and steers it.
 #[inline(always)]
-fn judge<A: Ip + Family, P: Packet>(packet: &P, exit: &mut Exit<A>) -> Reason
+fn judge<A: Ip + Family, P: Packet>(packet: &P, at: usize, flow: &mut Flow<A>) -> Left
 where
-    Maps: Tables<A>,
+    Maps: Tables<A, Service = &'static Service, Endpoint = &'static Endpoint<A>>,
 {
-    let reason = read(packet, exit);
-    if reason != READ {
-        return Reason::ALL.get(reason as usize).copied().unwrap_or(Reason::Malformed);
-    }
-    if exit.network.proto == TCP { steer::<A, P, 6>(packet, exit) } else { steer::<A, P, 17>(packet, exit) }
-}
-
-/// [`read`] found a TCP or UDP packet.
-const READ: u32 = u32::MAX;
-
-/// Reads the headers of a packet for a VIP: [`READ`], or the reason for which it leaves.
-#[inline(never)]
-fn read<A: Ip + Family, P: Packet>(packet: &P, exit: &mut Exit<A>) -> u32 {
     if packet.other_host() {
-        return Reason::PassedOtherHost as u32;
+        return Left::early(Reason::PassedOtherHost, 0);
     }
-    if A::FAMILY == 6 && exit.flow.client.wide().starts_with(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff]) {
-        return Reason::MappedAddress as u32;
+    if A::FAMILY == 6 && flow.client.mapped() {
+        return Left::early(Reason::MappedAddress, 0);
     }
-    let n = match A::network(packet, exit.at) {
+    let n = match A::network(packet, at) {
         Ok(n) => n,
-        Err(reason) => return reason as u32,
+        Err(reason) => return Left::early(reason, 0),
     };
-    exit.network = n;
     if n.later_fragment {
         // Without its first fragment, which is judged, nothing is ever reassembled.
-        return Reason::PassedFragment as u32;
+        return Left::early(Reason::PassedFragment, n.proto);
     }
-    let reason = match n.proto {
-        TCP | UDP => match parse::transport(packet, &n, exit.at) {
-            Ok(t) => {
-                exit.flow.client_port = t.source;
-                exit.flow.port = t.destination;
-                exit.flow.flags = u32::from(t.flags) | if n.first_fragment { FRAGMENT } else { 0 };
-                return READ;
-            }
-            Err(reason) => reason,
-        },
-        parse::ICMP if A::FAMILY == 4 => icmp(packet, &n),
-        parse::ICMPV6 if A::FAMILY == 6 => icmp(packet, &n),
-        _ if exit.vip_flags & VIP_OTHER_PROTOCOLS != 0 => Reason::PassedProtocol,
-        _ => Reason::UnknownPort,
+    match n.proto {
+        TCP | UDP => {}
+        parse::ICMP if A::FAMILY == 4 => return Left::early(icmp(packet, &n), n.proto),
+        parse::ICMPV6 if A::FAMILY == 6 => return Left::early(icmp(packet, &n), n.proto),
+        proto => return Left { reason: OTHER_PROTOCOL, service: u32::MAX, proto },
+    }
+    let t = match parse::transport(packet, &n, at) {
+        Ok(t) => t,
+        Err(reason) => return Left::early(reason, n.proto),
     };
-    reason as u32
+    flow.client_port = t.source;
+    flow.port = t.destination;
+    flow.flags = u32::from(t.flags) | if n.first_fragment { FRAGMENT } else { 0 };
+    steer(packet, flow, at, &n)
 }
+
+/// Instead of a reason: a protocol that is neither TCP nor UDP.
+const OTHER_PROTOCOL: u32 = u32::MAX - 1;
 
 #[inline(always)]
 fn icmp<P: Packet>(packet: &P, n: &Network) -> Reason {
@@ -187,108 +155,101 @@ fn icmp<P: Packet>(packet: &P, n: &Network) -> Reason {
 }
 
 #[inline(always)]
-fn steer<A: Ip + Family, P: Packet, const PROTO: u16>(packet: &P, exit: &mut Exit<A>) -> Reason
+fn steer<A: Ip + Family, P: Packet>(packet: &P, flow: &Flow<A>, at: usize, n: &Network) -> Left
 where
-    Maps: Tables<A>,
+    Maps: Tables<A, Service = &'static Service, Endpoint = &'static Endpoint<A>>,
 {
-    let mut to = To { addr: exit.flow.vip, port: 0, new: 0, service: u32::MAX };
-    let reason = decided::<A, PROTO>(&exit.flow, &mut to);
-    if reason == NO_SERVICE {
-        return no_service::<A, P, PROTO>(packet, exit);
+    let mut left = Left { reason: NO_SERVICE, service: u32::MAX, proto: n.proto };
+    let Some(config) = maps::config() else { return left };
+    let Some(found) = decide::find(&Maps, config, flow, u16::from(n.proto)) else { return left };
+    left.service = found.service.id;
+    if !decide::allowed(&Maps, &found, flow) {
+        left.reason = Reason::SourceRange as u32;
+        return left;
     }
-    exit.service = to.service;
-    if reason == Reason::Forwarded as u32 {
-        if !rewritten::<A, P, PROTO>(packet, exit, &to) {
-            return Reason::Malformed;
+    let tick = maps::tick();
+    let (addr, port, new);
+    if n.proto == TCP
+        && let Some(endpoint) = decide::settled(&Maps, config, flow, &found, tick)
+    {
+        (addr, port, new) = (endpoint.addr, endpoint.port, false);
+    } else {
+        let mut to = Verdict::none(flow.vip);
+        let reason = if n.proto == TCP {
+            decide::decide_found::<A, Maps, 6>(&Maps, config, flow, &found, tick, &mut to)
+        } else {
+            decide::decide_found::<A, Maps, 17>(&Maps, config, flow, &found, tick, &mut to)
+        };
+        if reason != Reason::Forwarded {
+            left.reason = reason as u32;
+            return left;
         }
-        maps::count_service(to.service, exit.network.length, to.new != 0, false);
-        return Reason::Forwarded;
+        (addr, port, new) = (to.addr, to.port as u16, to.new != 0);
     }
-    Reason::ALL.get(reason as usize).copied().unwrap_or(Reason::NoEndpoint)
+    let change = Change { old: flow.vip, new: addr, old_port: flow.port, new_port: port };
+    let side = Side::Destination;
+    let rewritten = if n.proto == TCP {
+        packet.rewrite::<A, 6>(at, n.transport, side, &change)
+    } else {
+        packet.rewrite::<A, 17>(at, n.transport, side, &change)
+    };
+    left.reason = if rewritten.is_some() { Reason::Forwarded } else { Reason::Malformed } as u32;
+    if rewritten.is_some() {
+        maps::count_service(left.service, n.length, new, false);
+    }
+    left
 }
 
-#[inline(never)]
-fn rewritten<A: Ip + Family, P: Packet, const PROTO: u16>(packet: &P, exit: &Exit<A>, to: &To<A>) -> bool {
-    let change = Change { old: (exit.flow.vip, exit.flow.port), new: (to.addr, to.port) };
-    packet.rewrite::<A, PROTO>(exit.at, exit.network.transport, Side::Destination, &change).is_some()
-}
-
-/// Where a decided packet goes.
-#[repr(C, align(8))]
-struct To<A> {
-    service: u32,
-    port: u16,
-    new: u16,
-    addr: A,
-}
-
-/// What [`decided`] answers when no Service has the port.
+/// Instead of a reason: no Service has the port.
 const NO_SERVICE: u32 = u32::MAX;
 
-/// A frame of its own, once per family and protocol, for both hooks.
-#[inline(never)]
-fn decided<A: Ip + Family, const PROTO: u16>(flow: &Flow<A>, to: &mut To<A>) -> u32
-where
-    Maps: Tables<A>,
-{
-    // A number comes back, not a struct: the verifier refuses functions that leave a stack pointer in r0.
-    let Some(config) = maps::config() else { return NO_SERVICE };
-    let Some(verdict) = decide::decide::<A, Maps, PROTO>(&Maps, config, flow, maps::tick()) else { return NO_SERVICE };
-    to.addr = verdict.endpoint.addr;
-    to.port = verdict.endpoint.port;
-    to.new = u16::from(verdict.new);
-    to.service = verdict.service;
-    verdict.reason as u32
-}
-
-/// A port of the VIP that no Service has: dropped, unless the node itself asked from it.
-#[inline(never)]
-fn no_service<A: Ip + Family, P: Packet, const PROTO: u16>(packet: &P, exit: &Exit<A>) -> Reason {
-    let flow = &exit.flow;
-    let port = u32::from(flow.port);
-    let local = maps::config().is_some_and(|c| port >= c.local_port_min && port <= c.local_port_max);
-    let own = local
-        && if PROTO == 6 {
-            flow.flags & u32::from(SYN | ACK) != u32::from(SYN)
-        } else {
-            own_udp_socket(packet, flow.client, flow.vip, flow.client_port, flow.port)
-        };
-    if own {
-        Reason::PassedOwn
-    } else if exit.vip_flags & VIP_UNKNOWN_PASS != 0 {
-        Reason::PassedUnknownPort
-    } else {
-        Reason::UnknownPort
+/// Everything but a rewritten packet: what the VIP says of it, lapse of drops when the tables are
+/// stale (D17), counters, samples. [`NEITHER`] when the address is no VIP after all.
+#[inline(always)]
+fn leave<A: Ip + Family, P: Packet>(packet: &P, flow: &Flow<A>, left: &Left) -> u32 {
+    let Some(config) = maps::config() else { return PASS };
+    let Left { mut reason, service, proto } = *left;
+    // With a Service there is a VIP.
+    if service == u32::MAX {
+        let Some(vip) = flow.vip.vip() else { return NEITHER };
+        if reason == OTHER_PROTOCOL {
+            let pass = vip.flags & VIP_OTHER_PROTOCOLS != 0;
+            reason = if pass { Reason::PassedProtocol } else { Reason::UnknownPort } as u32;
+        } else if reason == NO_SERVICE {
+            let socket = || own_udp_socket(packet, flow.client, flow.vip, flow.client_port, flow.port);
+            reason = decide::unknown(config, vip.flags, flow, u16::from(proto), socket) as u32;
+        }
     }
-}
-
-/// Counts, samples, and lets drops lapse when the tables are stale (D17).
-#[inline(never)]
-fn finish<A: Ip, P: Packet>(packet: &P, exit: &Exit<A>) -> Action {
-    let mut reason = exit.reason;
-    let Some(config) = maps::config() else { return Action::Pass };
-    if reason.action() == Action::Drop {
-        let silent = maps::tick().wrapping_sub(config.heartbeat);
-        if config.heartbeat_limit != 0 && silent < u32::MAX / 2 && silent > config.heartbeat_limit {
-            reason = Reason::PassedStale;
+    if verdict::action(reason) == Action::Drop {
+        let tick = maps::tick();
+        if decide::stale(config, tick) {
+            reason = Reason::PassedStale as u32;
         } else {
-            maps::count_service(exit.service, 0, false, true);
-            if config.sample != 0 && maps::sampled(config.sample) {
-                maps::sample(&Event {
-                    client: exit.flow.client.wide(),
-                    vip: exit.flow.vip.wide(),
-                    client_port: exit.flow.client_port,
-                    port: exit.flow.port,
-                    reason: reason as u32,
-                    family: A::FAMILY,
-                    proto: u16::from(exit.network.proto),
-                    ifindex: packet.ifindex(),
-                });
+            if service != u32::MAX {
+                maps::count_service(service, 0, false, true);
+            }
+            if maps::sampled(config, tick) {
+                sample(packet, flow, reason, proto);
             }
         }
     }
     maps::count(reason);
-    reason.action()
+    if verdict::action(reason) == Action::Drop { DROP } else { PASS }
+}
+
+/// A frame of its own for what few packets need.
+#[inline(never)]
+fn sample<A: Ip, P: Packet>(packet: &P, flow: &Flow<A>, reason: u32, proto: u8) {
+    maps::sample(&Event {
+        client: flow.client.wide(),
+        vip: flow.vip.wide(),
+        client_port: flow.client_port,
+        port: flow.port,
+        reason,
+        family: A::FAMILY,
+        proto: u16::from(proto),
+        ifindex: packet.ifindex(),
+    });
 }
 
 /// Egress at an uplink: replies get their VIP back, everything else leaves untouched.
@@ -300,13 +261,13 @@ pub fn egress(context: TcContext) {
         Some((<[u8; 16] as Ip>::ETHERTYPE, at)) => replies::<[u8; 16]>(&packet, at),
         _ => None,
     };
-    maps::count(reason.unwrap_or(Reason::NotReply));
+    maps::count(reason.unwrap_or(Reason::NotReply) as u32);
 }
 
 #[inline(always)]
 fn replies<A: Ip + Family>(packet: &Skb, at: usize) -> Option<Reason>
 where
-    Maps: Tables<A>,
+    Maps: Tables<A, Service = &'static Service, Endpoint = &'static Endpoint<A>>,
 {
     let n = A::network(packet, at).ok()?;
     if n.later_fragment {
@@ -322,7 +283,7 @@ where
 #[inline(always)]
 fn translated<A: Ip + Family, const PROTO: u16>(packet: &Skb, at: usize, n: &Network) -> Option<Reason>
 where
-    Maps: Tables<A>,
+    Maps: Tables<A, Service = &'static Service, Endpoint = &'static Endpoint<A>>,
 {
     let (pod, client) = A::addresses(packet, at)?;
     // GSO packets and replies are the node's own output: only ports and flags are read, lengths are not judged.
@@ -337,7 +298,7 @@ where
     };
     let config = maps::config()?;
     let (vip, port, reason) = reply::reply::<A, Maps, PROTO>(&Maps, config, &key, flags, maps::tick())?;
-    let change = Change { old: (pod, key.pod_port), new: (vip, port) };
+    let change = Change { old: pod, new: vip, old_port: key.pod_port, new_port: port };
     packet.rewrite::<A, PROTO>(at, n.transport, Side::Source, &change)?;
     Some(reason)
 }

@@ -1,43 +1,63 @@
-//! An in-memory executor of [`Action`]s: the tests' twin of the maps.
+//! An in-memory twin of the maps, and what an [`Action`] does to it. The agent keeps its picture of the
+//! maps current with [`apply`]; the tests run the decision itself on a [`Twin`].
 
-use purelb_common::table::Slot;
+use std::collections::BTreeMap;
 
-use crate::observed::{Action, Observed};
+use purelb_common::table::{Service, Slot};
 
-/// Does to `observed` what the real executor does to the maps.
+use crate::observed::{Action, Observed, Slots};
+
+/// Does to `observed` what the real executor does to the maps, slots apart.
 pub fn apply(observed: &mut Observed, action: &Action) {
     match action {
         Action::PutEndpoint(family, id, entry) => drop(observed.endpoints.insert((*family, *id), *entry)),
-        Action::WriteSlots { base, halves } => {
-            for (&first, block) in observed.blocks.range_mut(..=base).next_back().into_iter() {
-                for (slot, half) in block.iter_mut().skip((base - first) as usize).zip(halves) {
-                    *slot = Slot(slot.0 & !0xffff_ffff | u64::from(*half));
-                }
-            }
-        }
-        Action::CopySlots { base, slots } => {
-            // What a dead agent left there.
-            let within: Vec<u32> = observed.blocks.range(*base..base + slots.len() as u32).map(|(b, _)| *b).collect();
-            within.iter().for_each(|b| drop(observed.blocks.remove(b)));
-            observed.blocks.insert(*base, slots.clone());
-        }
-        Action::PutService(frontend, service) => {
-            let old = observed.services.insert(*frontend, *service);
-            if let Some(old) = old.filter(|old| old.base != service.base) {
-                observed.blocks.remove(&old.base);
-            }
-        }
-        Action::DeleteService(frontend) => {
-            if let Some(service) = observed.services.remove(frontend) {
-                observed.blocks.remove(&service.base);
-            }
-        }
+        Action::PutService(frontend, service) => drop(observed.services.insert(*frontend, *service)),
+        Action::DeleteService(frontend) => drop(observed.services.remove(frontend)),
         Action::PutVip(vip, flags) => drop(observed.vips.insert(*vip, *flags)),
         Action::DeleteVip(vip) => drop(observed.vips.remove(vip)),
         Action::PutRange(id, range) => drop(observed.ranges.insert((*id, *range), 1)),
         Action::DeleteRange(id, range) => drop(observed.ranges.remove(&(*id, *range))),
         Action::PutReverse(backend, vip, port) => drop(observed.reverse.insert(*backend, (*vip, *port))),
         Action::DeleteReverse(backend) => drop(observed.reverse.remove(backend)),
-        Action::Synchronize => {}
+        Action::PutCluster(net) => drop(observed.cluster.insert(*net)),
+        Action::DeleteCluster(net) => drop(observed.cluster.remove(net)),
+        Action::WriteSlots { .. } | Action::CopySlots { .. } | Action::Synchronize => {}
+    }
+}
+
+/// The maps with their slots.
+#[derive(Clone, Debug, Default)]
+pub struct Twin {
+    /// All but the slots.
+    pub observed: Observed,
+    /// Slots by their number; what was never written is 0.
+    pub slots: BTreeMap<u32, Slot>,
+}
+
+impl Slots for Twin {
+    fn block(&self, service: &Service) -> Vec<Slot> {
+        (service.base..=service.base + service.mask).map(|i| self.slot(i)).collect()
+    }
+}
+
+impl Twin {
+    /// One slot.
+    #[must_use]
+    pub fn slot(&self, index: u32) -> Slot {
+        self.slots.get(&index).copied().unwrap_or_default()
+    }
+
+    /// Carries out an action.
+    pub fn apply(&mut self, action: &Action) {
+        match action {
+            Action::WriteSlots { base, halves } => {
+                for (index, half) in (*base..).zip(halves) {
+                    let slot = self.slot(index);
+                    self.slots.insert(index, Slot(slot.0 & !0xffff_ffff | u64::from(*half)));
+                }
+            }
+            Action::CopySlots { base, slots } => self.slots.extend((*base..).zip(slots.iter().copied())),
+            other => apply(&mut self.observed, other),
+        }
     }
 }

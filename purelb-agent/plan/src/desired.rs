@@ -1,16 +1,18 @@
 //! What this node should serve: one [`Front`] per VIP, port and protocol, checked, without ids yet.
 //!
 //! Each Service is checked on its own: a fault in one becomes a [`Problem`] on it and changes nothing
-//! for another, except that of two Services with the same VIP and port only one can have it.
+//! for another, except that of two Services with the same VIP and port only one can have it. So what
+//! comes of a Service that did not change is the same as last time, and [`Desired`] keeps it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use purelb_common::table::{DROP, PASS, READY, TERMINATING, UNREADY, VIP_OTHER_PROTOCOLS, VIP_UNKNOWN_PASS};
 
 use crate::ids::family;
-use crate::observed::{Frontend, Observed};
+use crate::observed::{Frontend, Observed, Slots};
 use crate::problem::Problem;
 use crate::world::{Endpoint, EndpointState, Service, World};
 
@@ -33,59 +35,123 @@ pub struct Front {
     pub ranges: BTreeSet<IpNet>,
 }
 
-/// Everything that should be programmed.
-#[derive(Clone, Debug, Default)]
+/// What comes of one Service.
+#[derive(Debug, Default)]
+struct Part {
+    fronts: Vec<(Frontend, Arc<Front>)>,
+    vips: Vec<(IpAddr, u32)>,
+    problems: Vec<Problem>,
+}
+
+/// Everything that should be programmed, kept from look to look.
+#[derive(Debug, Default)]
 pub struct Desired {
     /// By key of `SERVICES`.
-    pub fronts: BTreeMap<Frontend, Front>,
+    pub fronts: BTreeMap<Frontend, Arc<Front>>,
     /// VIPs and their flags.
     pub vips: BTreeMap<IpAddr, u32>,
     /// What is wrong with the input.
     pub problems: Vec<Problem>,
+    known: BTreeMap<String, (Arc<Service>, Part)>,
+    contested: BTreeSet<String>,
+    seen: Option<World>,
 }
 
-/// Checks the world. `observed` decides who keeps a contested VIP and port.
-#[must_use]
-pub fn desired(world: &World, observed: &Observed) -> Desired {
-    let mut out = Desired::default();
-    let owners = owners(world, observed);
-    for (name, service) in &world.services {
-        add(world, name, service, &owners, &mut out);
+impl Desired {
+    /// Checks what changed of the world since the last call. `observed` decides who keeps a contested VIP and port.
+    pub fn update(&mut self, world: &World, observed: &Observed, slots: &dyn Slots) {
+        // Everything but the Services counts for each of them.
+        let frame = World {
+            node: world.node.clone(),
+            services: BTreeMap::new(),
+            node_addresses: world.node_addresses.clone(),
+            pod_ranges: BTreeSet::new(),
+            datapath: world.datapath.clone(),
+            kube_proxy: world.kube_proxy,
+            live: false,
+        };
+        if self.seen.as_ref() != Some(&frame) {
+            self.known.clear();
+            self.seen = Some(frame);
+        }
+        let same = |name: &String, service: &Arc<Service>| world.services.get(name).is_some_and(|s| alike(s, service));
+        self.known.retain(|name, (service, _)| same(name, service));
+        let fresh: Vec<&String> = world.services.keys().filter(|name| !self.known.contains_key(*name)).collect();
+        if fresh.is_empty() && self.known.len() == world.services.len() && self.contested.is_empty() {
+            return;
+        }
+        let owners = owners(world, observed, slots);
+        let contested: BTreeSet<String> = owners.values().flat_map(|(_, all)| all.clone()).collect();
+        // Who wins a contest may change with the tables, and who was in one may be alone now.
+        for name in contested.union(&self.contested) {
+            self.known.remove(name);
+        }
+        self.contested = contested;
+        for (name, service) in &world.services {
+            if !self.known.contains_key(name) {
+                let part = part(world, name, service, &owners);
+                self.known.insert(name.clone(), (Arc::clone(service), part));
+            }
+        }
+        self.gather();
     }
-    out
+
+    fn gather(&mut self) {
+        self.fronts.clear();
+        self.vips.clear();
+        self.problems.clear();
+        for (_, part) in self.known.values() {
+            self.fronts.extend(part.fronts.iter().map(|(f, front)| (*f, Arc::clone(front))));
+            self.problems.extend(part.problems.iter().cloned());
+            for (vip, flags) in &part.vips {
+                *self.vips.entry(*vip).or_insert(0) |= flags;
+            }
+        }
+    }
 }
 
-/// Who gets each VIP and port: the first by name whose endpoints its slots name already, so that a
-/// newcomer never takes what is served; else the first by name.
-fn owners<'a>(world: &'a World, observed: &Observed) -> BTreeMap<Frontend, &'a str> {
-    let mut claims: BTreeMap<Frontend, Vec<(&'a str, &'a Service)>> = BTreeMap::new();
+fn alike(a: &Arc<Service>, b: &Arc<Service>) -> bool {
+    Arc::ptr_eq(a, b) || a == b
+}
+
+/// The contested VIPs and ports: who has each, and all who want it. It goes to the first by name whose
+/// endpoints its slots name already, so that a newcomer never takes what is served; else the first by name.
+fn owners(world: &World, observed: &Observed, slots: &dyn Slots) -> BTreeMap<Frontend, (String, Vec<String>)> {
+    let mut claims: BTreeMap<Frontend, Vec<&String>> = BTreeMap::new();
     for (name, service) in &world.services {
         let ports = service.ports.iter().filter_map(|p| Some((p.port, p.protocol?)));
         for (port, protocol) in ports {
             for &vip in &service.vips {
-                claims.entry(Frontend { vip, port, protocol }).or_default().push((name, service));
+                claims.entry(Frontend { vip, port, protocol }).or_default().push(name);
             }
         }
     }
-    let owner = |(frontend, claims): (Frontend, Vec<(&'a str, &'a Service)>)| {
-        let served = if claims.len() > 1 { served(observed, &frontend) } else { BTreeSet::new() };
-        let holder = claims.iter().find(|(_, s)| s.endpoints.iter().any(|e| served.contains(&(e.addr, e.port))));
-        holder.or(claims.first()).map(|(name, _)| (frontend, *name))
+    claims.retain(|_, names| {
+        names.dedup();
+        names.len() > 1
+    });
+    let owner = |(frontend, names): (Frontend, Vec<&String>)| {
+        let served = served(observed, slots, &frontend);
+        let holds = |name: &&&String| {
+            let endpoints = world.services.get(**name).into_iter().flat_map(|s| &s.endpoints);
+            endpoints.into_iter().any(|e| served.contains(&(e.addr, e.port)))
+        };
+        let holder = names.iter().find(holds).or(names.first())?;
+        Some((frontend, ((*holder).clone(), names.into_iter().cloned().collect())))
     };
     claims.into_iter().filter_map(owner).collect()
 }
 
 /// The endpoints that the slots of a VIP and port name.
-fn served(observed: &Observed, frontend: &Frontend) -> BTreeSet<(IpAddr, u16)> {
-    let Some(block) = observed.services.get(frontend).and_then(|s| observed.blocks.get(&s.base)) else {
-        return BTreeSet::new();
-    };
-    let ids: BTreeSet<u16> = block.iter().map(|s| s.cur()).collect();
+fn served(observed: &Observed, slots: &dyn Slots, frontend: &Frontend) -> BTreeSet<(IpAddr, u16)> {
+    let Some(service) = observed.services.get(frontend) else { return BTreeSet::new() };
+    let ids: BTreeSet<u16> = slots.block(service).iter().map(|s| s.cur()).collect();
     let entries = ids.iter().filter_map(|id| observed.endpoints.get(&(family(frontend.vip), *id)));
     entries.map(|e| (e.addr, e.port)).collect()
 }
 
-fn add(world: &World, name: &str, service: &Service, owners: &BTreeMap<Frontend, &str>, out: &mut Desired) {
+fn part(world: &World, name: &str, service: &Service, owners: &BTreeMap<Frontend, (String, Vec<String>)>) -> Part {
+    let mut out = Part::default();
     let problem = |field: &str, message: String, remedy: &str| Problem {
         object: format!("Service {name}"),
         field: field.to_owned(),
@@ -110,13 +176,10 @@ fn add(world: &World, name: &str, service: &Service, owners: &BTreeMap<Frontend,
             ));
             continue;
         }
-        let flags = out.vips.entry(vip).or_insert(0);
-        if world.datapath.unknown_ports_pass {
-            *flags |= VIP_UNKNOWN_PASS;
-        }
+        let mut flags = if world.datapath.unknown_ports_pass { VIP_UNKNOWN_PASS } else { 0 };
         for port in &service.ports {
             let Some(protocol) = port.protocol else {
-                *flags |= VIP_OTHER_PROTOCOLS;
+                flags |= VIP_OTHER_PROTOCOLS;
                 continue;
             };
             if port.port == 0 {
@@ -124,15 +187,17 @@ fn add(world: &World, name: &str, service: &Service, owners: &BTreeMap<Frontend,
                 continue;
             }
             let frontend = Frontend { vip, port: port.port, protocol };
-            let owner = owners.get(&frontend).copied().unwrap_or(name);
-            if owner != name || out.fronts.contains_key(&frontend) {
+            let owner = owners.get(&frontend).map_or(name, |(owner, _)| owner);
+            if owner != name || out.fronts.iter().any(|(f, _)| *f == frontend) {
                 let message = format!("{vip} port {} {protocol:?} already belongs to Service {owner}", port.port);
                 out.problems.push(problem("spec.ports", message, "give one of them another port or address"));
                 continue;
             }
-            out.fronts.insert(frontend, front(world, name, service, &port.name, frontend));
+            out.fronts.push((frontend, Arc::new(front(world, name, service, &port.name, frontend))));
         }
+        out.vips.push((vip, flags));
     }
+    out
 }
 
 fn front(world: &World, name: &str, service: &Service, port_name: &str, frontend: Frontend) -> Front {
@@ -186,8 +251,7 @@ fn front(world: &World, name: &str, service: &Service, port_name: &str, frontend
 }
 
 /// Better states first.
-#[must_use]
-pub const fn rank(state: u16) -> u8 {
+const fn rank(state: u16) -> u8 {
     match state {
         READY => 0,
         TERMINATING => 1,

@@ -7,15 +7,19 @@
 //! Observed ────────────────────┼─ ids ─ blocks ─ maglev ─ slots ──> actions, views, problems
 //! now ─────────────────────────┘
 //! ```
+//! [`plan::Planner`] is the same function with a memory of what it found in order.
 #![forbid(unsafe_code)]
 
 pub mod apply;
 pub mod blocks;
 pub mod desired;
 pub mod ids;
+mod job;
 pub mod maglev;
 pub mod observed;
 pub mod plan;
 pub mod problem;
+mod reverse;
 pub mod slots;
+pub mod view;
 pub mod world;

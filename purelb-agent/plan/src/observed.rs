@@ -1,6 +1,6 @@
 //! What the pinned maps hold, as plain values; and the actions that change them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -33,6 +33,8 @@ pub struct EndpointEntry {
     pub state: u16,
     /// Grows when the id is used again.
     pub generation: u32,
+    /// `table::Service::id` that the id belongs to (`OWNERS4`/`OWNERS6`).
+    pub service: u32,
 }
 
 /// Address family; the endpoint ids of each are their own.
@@ -53,23 +55,27 @@ pub struct Observed {
     pub services: BTreeMap<Frontend, table::Service>,
     /// Used entries of `ENDPOINTS4`/`6`: ids from `table::FIRST_ENDPOINT` on whose generation is not 0.
     pub endpoints: BTreeMap<(Family, u16), EndpointEntry>,
-    /// The blocks of the services above: base -> slots.
-    pub blocks: BTreeMap<u32, Vec<table::Slot>>,
     /// `SRC_RANGES4`/`6`: (service id, network).
     pub ranges: BTreeMap<(u32, IpNet), u32>,
     /// `REVSVC4`/`6`: pod address and port -> VIP and port.
     pub reverse: BTreeMap<Backend, (IpAddr, u16)>,
+    /// `CLUSTER4`/`6`: addresses of nodes, ranges of pods.
+    pub cluster: BTreeSet<IpNet>,
     /// Number of slots in the map `SLOTS`.
     pub capacity: u32,
-    /// Tick of the reading.
-    pub tick: u32,
+}
+
+/// Reads the map `SLOTS`. Apart from [`Observed`], since there are millions and a look needs few of them.
+pub trait Slots {
+    /// The slots of a service's block as they are now.
+    fn block(&self, service: &table::Service) -> Vec<table::Slot>;
 }
 
 /// One idempotent change of the maps. The executor applies them in order; a crash between any two
 /// leaves a state from which planning again ends in the same place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Set `ENDPOINTS[id]`.
+    /// Set `OWNERS[id]`, then `ENDPOINTS[id]`.
     PutEndpoint(Family, u16, EndpointEntry),
     /// Store the agent's halves (`table::Slot::half`) of consecutive slots from `base` on; the program's halves stay.
     WriteSlots { base: u32, halves: Vec<u32> },
@@ -91,6 +97,10 @@ pub enum Action {
     PutReverse(Backend, IpAddr, u16),
     /// Remove it.
     DeleteReverse(Backend),
-    /// Wait for an RCU grace period before the next action (an old block is used again).
+    /// Set a key of `CLUSTER`.
+    PutCluster(IpNet),
+    /// Remove it.
+    DeleteCluster(IpNet),
+    /// Wait for an RCU grace period: no program reads any more what the actions before took away.
     Synchronize,
 }

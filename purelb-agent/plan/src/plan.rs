@@ -1,18 +1,22 @@
-//! [`plan`]: what to write so that the maps are what the world wants, in an order that never gives a
-//! wrong answer in between; [`release`]: hand everything back to kube-proxy.
+//! [`Planner::plan`]: what to write so that the maps are what the world wants, in an order that never
+//! gives a wrong answer in between; [`release`]: hand everything back to kube-proxy.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
-use purelb_common::table::{self, FIRST_ENDPOINT, PASS, SERVICE_IDS, SERVICE_RANGES, Slot};
-use serde::Serialize;
+use ipnet::IpNet;
+use purelb_common::table::{self, PASS, SERVICE_IDS};
 
 use crate::blocks::Blocks;
-use crate::desired::{Desired, Front, desired, rank};
-use crate::ids::Ids;
-use crate::observed::{Action, Backend, Frontend, Observed};
+use crate::desired::{Desired, Front};
+use crate::ids::{Ids, Named, Writes};
+use crate::job::Job;
+use crate::observed::{Action, Frontend, Observed, Slots};
 use crate::problem::Problem;
-use crate::world::{Protocol, World};
+use crate::reverse::Leads;
+use crate::view::View;
+use crate::world::World;
 use crate::{maglev, slots};
 
 /// Times, in ticks.
@@ -32,263 +36,276 @@ pub struct Plan {
     /// Faults of the input.
     pub problems: Vec<Problem>,
     /// One for each VIP, port and protocol.
-    pub services: Vec<View>,
-}
-
-/// A VIP, port and protocol as people see it.
-#[derive(Clone, Debug, Serialize)]
-pub struct View {
-    /// `namespace/name`.
-    pub service: String,
-    /// Address.
-    pub vip: IpAddr,
-    /// Port.
-    pub port: u16,
-    /// TCP or UDP.
-    pub protocol: Protocol,
-    /// Where it was read.
-    pub origin: String,
-    /// `endpoints`, or what happens without: `pass` or `drop`.
-    pub answer: &'static str,
-    /// Every slot has one answer.
-    pub settled: bool,
-    /// Endpoints of this node.
-    pub endpoints: Vec<EndpointView>,
-}
-
-/// One endpoint of a [`View`].
-#[derive(Clone, Debug, Serialize)]
-pub struct EndpointView {
-    /// Address.
-    pub addr: IpAddr,
-    /// Port.
-    pub port: u16,
-    /// ready, unready, terminating.
-    pub state: &'static str,
-    /// Share of new flows, 0 to 1.
-    pub share: f64,
-    /// Its id in the maps.
-    pub id: u16,
+    pub services: Vec<Arc<View>>,
 }
 
 /// What a Maglev table depends on: the endpoints that take new flows, and its length.
 type Table = (Vec<(IpAddr, u16)>, u32);
 
-/// Plans.
+/// A service as the last look left it.
+#[derive(Debug)]
+struct Known {
+    front: Arc<Front>,
+    value: table::Service,
+    view: Arc<View>,
+    problems: Vec<Problem>,
+}
+
+/// Plans look after look. It remembers how it left things, so that a look costs what changed; a planner that
+/// remembers nothing plans the same. Whoever could not carry out a plan must make it forget.
+#[derive(Debug, Default)]
+pub struct Planner {
+    desired: Desired,
+    known: BTreeMap<Frontend, Known>,
+    ids: Ids,
+    leads: Leads,
+    /// `ids` and `leads` are those of `known`.
+    remembers: bool,
+    /// Every block was read once: no slot names an id that is gone.
+    adopted: bool,
+}
+
+/// Plans once.
 #[must_use]
-pub fn plan(world: &World, observed: &Observed, settings: &Settings, now: u32) -> Plan {
-    let Desired { fronts, vips, problems } = desired(world, observed);
-    let mut plan = Plan { problems, ..Plan::default() };
-    let ids = Ids::assign(observed, &wanted(&fronts));
-    plan.actions.extend(ids.puts.iter().cloned());
-    let used = observed.services.values().map(|s| (s.base, s.mask + 1));
-    let mut blocks = Blocks::new(observed.capacity, used);
-    let mut service_ids = ServiceIds::new(observed);
-    let mut tables: BTreeMap<Table, Vec<u16>> = BTreeMap::new();
-    let mut ranges = BTreeSet::new();
-    let mut full = BTreeSet::new();
-    for (frontend, front) in &fronts {
-        let old = observed.services.get(frontend);
-        let Some(id) = service_ids.of(old) else {
-            full.insert(frontend.vip);
-            plan.problems.push(no_room(front, frontend));
-            continue;
+pub fn plan(world: &World, observed: &Observed, slots: &dyn Slots, settings: &Settings, now: u32) -> Plan {
+    Planner::default().plan(world, observed, slots, settings, now)
+}
+
+/// What a look works on.
+struct Look<'a> {
+    world: &'a World,
+    observed: &'a Observed,
+    slots: &'a dyn Slots,
+    settings: &'a Settings,
+    now: u32,
+    /// Services whose front is another one than the last look left.
+    changed: BTreeMap<Frontend, (u32, Arc<Front>)>,
+    /// Services that are to go.
+    gone: Vec<Frontend>,
+    writes: Writes,
+    /// VIPs of which not every port found room.
+    full: BTreeSet<IpAddr>,
+    plan: Plan,
+}
+
+impl Planner {
+    /// Looks at everything next time: after somebody else may have written the maps, a write was refused, or
+    /// time has passed.
+    pub fn forget(&mut self) {
+        self.known.clear();
+        self.remembers = false;
+    }
+
+    /// Plans. `slots` reads the blocks of `observed.services`.
+    pub fn plan(
+        &mut self,
+        world: &World,
+        observed: &Observed,
+        slots: &dyn Slots,
+        settings: &Settings,
+        now: u32,
+    ) -> Plan {
+        self.desired.update(world, observed, slots);
+        let plan = Plan { problems: self.desired.problems.clone(), ..Plan::default() };
+        let gone = observed.services.keys().filter(|f| !self.desired.fronts.contains_key(f)).copied().collect();
+        let (changed, writes, full) = (BTreeMap::new(), Writes::default(), BTreeSet::new());
+        let mut look = Look { world, observed, slots, settings, now, changed, gone, writes, full, plan };
+        let all = !self.remembers;
+        if all {
+            let named = if self.adopted { Named::none() } else { Named::by_slots(observed, slots) };
+            self.ids = Ids::read(observed, &named, &mut look.writes);
+            self.leads = Leads::default();
+            self.leads.touch(observed);
+        } else {
+            self.ids.next();
+        }
+        self.find_changed(&mut look);
+        self.assign(&mut look, all);
+        look.plan.actions.append(&mut look.writes.puts);
+        self.services(&mut look);
+        self.vips(&mut look);
+        let Look { gone, writes, mut plan, changed, .. } = look;
+        plan.actions.extend(gone.iter().map(|frontend| Action::DeleteService(*frontend)));
+        self.ranges(observed, &changed, &gone, all, &mut plan.actions);
+        self.leads.actions(observed, &mut plan.actions);
+        cluster(world, observed, &mut plan.actions);
+        let taken = !gone.is_empty() || !writes.purges.is_empty();
+        plan.actions.extend(writes.purges);
+        if taken {
+            // Their blocks and ids are free for the next look.
+            plan.actions.push(Action::Synchronize);
+        }
+        plan.problems.extend(self.known.values().flat_map(|known| known.problems.iter().cloned()));
+        plan.services = self.known.values().map(|known| Arc::clone(&known.view)).collect();
+        plan.problems.sort();
+        (self.adopted, self.remembers) = (true, true);
+        plan
+    }
+
+    /// Services that are not as the last look left them, with their ids: those that they have, or free ones.
+    fn find_changed(&mut self, look: &mut Look<'_>) {
+        let observed = look.observed;
+        let same = |known: &Known, frontend: &Frontend, front: &Arc<Front>| {
+            Arc::ptr_eq(&known.front, front) && observed.services.get(frontend) == Some(&known.value)
         };
-        let need = maglev::slots_for(front.usable.len());
-        let length = old.map_or(need, |s| need.max(s.mask + 1));
-        let grow = old.is_none_or(|s| s.mask + 1 < length);
-        let place = if grow { blocks.take(length) } else { old.map(|s| s.base) };
-        let (base, length) = match (place, old) {
-            (Some(base), _) => (base, length),
-            (None, Some(s)) => {
-                plan.problems.push(no_room(front, frontend));
-                (s.base, s.mask + 1)
-            }
-            (None, None) => {
-                full.insert(frontend.vip);
-                plan.problems.push(no_room(front, frontend));
+        let mut fresh = Vec::new();
+        for (frontend, front) in &self.desired.fronts {
+            if self.known.get(frontend).is_some_and(|known| same(known, frontend, front)) {
                 continue;
             }
-        };
-        ranges.extend(front.ranges.iter().map(|r| (id, *r)));
-        for range in front.ranges.iter().filter(|r| !observed.ranges.contains_key(&(id, **r))) {
-            plan.actions.push(Action::PutRange(id, *range));
+            match observed.services.get(frontend) {
+                Some(service) => drop(look.changed.insert(*frontend, (service.id, Arc::clone(front)))),
+                None => fresh.push((*frontend, Arc::clone(front))),
+            }
         }
-        let owners =
-            tables.entry((front.usable.clone(), length)).or_insert_with(|| maglev::table(&front.usable, length));
-        let want: Vec<u16> = if owners.is_empty() {
-            vec![front.fallback; length as usize]
+        if fresh.is_empty() {
+            return;
+        }
+        let used: BTreeSet<u32> = observed.services.values().map(|s| s.id).collect();
+        let mut free = (0..SERVICE_IDS).filter(|id| !used.contains(id));
+        for (frontend, front) in fresh {
+            match free.next() {
+                Some(id) => drop(look.changed.insert(frontend, (id, front))),
+                None => {
+                    look.full.insert(frontend.vip);
+                    look.plan.problems.push(no_room(&front, &frontend));
+                }
+            }
+        }
+    }
+
+    /// Endpoint ids and leads of what changed.
+    fn assign(&mut self, look: &mut Look<'_>, all: bool) {
+        let outdated =
+            |frontend: &Frontend| !self.desired.fronts.contains_key(frontend) || look.changed.contains_key(frontend);
+        let old: Vec<Frontend> = self.known.keys().filter(|f| outdated(f)).copied().collect();
+        for frontend in old {
+            if let Some(known) = self.known.remove(&frontend) {
+                self.leads.remove(&frontend, &known.front);
+            }
+        }
+        for (frontend, (id, front)) in &look.changed {
+            self.ids.assign(*id, &front.endpoints, look.observed, &mut look.writes);
+            self.leads.add(frontend, front, &look.world.node_addresses);
+        }
+        if all {
+            let services = look.changed.values().map(|(id, _)| *id).collect();
+            self.ids.keep(&services, look.observed, &mut look.writes);
         } else {
-            let of: Vec<u16> = front.usable.iter().map(|(a, p)| ids.get(*a, *p).unwrap_or(front.fallback)).collect();
-            owners.iter().map(|o| of.get(usize::from(*o)).copied().unwrap_or(front.fallback)).collect()
-        };
-        let alive: BTreeSet<u16> = front.endpoints.keys().filter_map(|(a, p)| ids.get(*a, *p)).collect();
-        let job = Job { frontend, front, world, observed, settings, now, id, base, want, alive };
-        let halves = job.run(old, &mut plan);
-        plan.services.push(view(frontend, front, &ids, &halves));
+            for service in look.gone.iter().filter_map(|f| look.observed.services.get(f)) {
+                self.ids.assign(service.id, &BTreeMap::new(), look.observed, &mut look.writes);
+            }
+        }
     }
-    let vips =
-        vips.into_iter().map(|(v, flags)| (v, if full.contains(&v) { flags | table::VIP_UNKNOWN_PASS } else { flags }));
-    let vips: BTreeMap<IpAddr, u32> = vips.collect();
-    for (vip, flags) in vips.iter().filter(|(v, f)| observed.vips.get(v) != Some(f)) {
-        plan.actions.push(Action::PutVip(*vip, *flags));
+
+    /// Slots and values of what changed.
+    fn services(&mut self, look: &mut Look<'_>) {
+        let used = look.observed.services.values().map(|s| (s.base, s.mask + 1));
+        let mut blocks: Option<Blocks> = None;
+        let mut tables: BTreeMap<Table, Vec<u16>> = BTreeMap::new();
+        for (frontend, (id, front)) in &look.changed {
+            let old = look.observed.services.get(frontend);
+            let mut problems = Vec::new();
+            let need = maglev::slots_for(front.usable.len());
+            let length = old.map_or(need, |s| need.max(s.mask + 1));
+            let place = match old.filter(|s| s.mask + 1 == length) {
+                Some(old) => Some(old.base),
+                None => blocks.get_or_insert_with(|| Blocks::new(look.observed.capacity, used.clone())).take(length),
+            };
+            let (base, length) = match (place, old) {
+                (Some(base), _) => (base, length),
+                (None, Some(s)) => {
+                    problems.push(no_room(front, frontend));
+                    (s.base, s.mask + 1)
+                }
+                (None, None) => {
+                    look.full.insert(frontend.vip);
+                    look.plan.problems.push(no_room(front, frontend));
+                    self.leads.remove(frontend, front);
+                    continue;
+                }
+            };
+            if look.writes.missing.contains(id) {
+                problems.push(no_room(front, frontend));
+            }
+            for range in front.ranges.iter().filter(|r| !look.observed.ranges.contains_key(&(*id, **r))) {
+                look.plan.actions.push(Action::PutRange(*id, *range));
+            }
+            let owners =
+                tables.entry((front.usable.clone(), length)).or_insert_with(|| maglev::table(&front.usable, length));
+            let want: Vec<u16> = if owners.is_empty() {
+                vec![front.fallback; length as usize]
+            } else {
+                let of: Vec<u16> =
+                    front.usable.iter().map(|e| self.ids.get(*id, *e).unwrap_or(front.fallback)).collect();
+                owners.iter().map(|o| of.get(usize::from(*o)).copied().unwrap_or(front.fallback)).collect()
+            };
+            let alive: BTreeSet<u16> = front.endpoints.keys().filter_map(|e| self.ids.get(*id, *e)).collect();
+            let (live, settings, now, id) = (look.world.live, look.settings, look.now, *id);
+            let job = Job { frontend, front, live, settings, now, id, base, want, alive };
+            let (value, halves) = job.run(old, look.slots, &mut look.plan.actions);
+            let view = Arc::new(View::new(frontend, front, |e| self.ids.get(id, e), &halves));
+            self.known.insert(*frontend, Known { front: Arc::clone(front), value, view, problems });
+        }
     }
-    for vip in observed.vips.keys().filter(|v| !vips.contains_key(v)) {
-        plan.actions.push(Action::DeleteVip(*vip));
+
+    /// A VIP of which not every port found room passes what it does not know.
+    fn vips(&self, look: &mut Look<'_>) {
+        let observed = look.observed;
+        for (vip, flags) in &self.desired.vips {
+            let flags = if look.full.contains(vip) { flags | table::VIP_UNKNOWN_PASS } else { *flags };
+            if observed.vips.get(vip) != Some(&flags) {
+                look.plan.actions.push(Action::PutVip(*vip, flags));
+            }
+        }
+        let gone = observed.vips.keys().filter(|v| !self.desired.vips.contains_key(v));
+        look.plan.actions.extend(gone.map(|vip| Action::DeleteVip(*vip)));
     }
-    for frontend in observed.services.keys().filter(|f| !fronts.contains_key(f)) {
-        plan.actions.push(Action::DeleteService(*frontend));
+
+    /// Source ranges that nobody wants any more.
+    fn ranges(
+        &self,
+        observed: &Observed,
+        changed: &BTreeMap<Frontend, (u32, Arc<Front>)>,
+        gone: &[Frontend],
+        all: bool,
+        actions: &mut Vec<Action>,
+    ) {
+        let wanted: BTreeMap<u32, &Front> = changed.values().map(|(id, front)| (*id, &**front)).collect();
+        let gone: BTreeSet<u32> = gone.iter().filter_map(|f| observed.services.get(f)).map(|s| s.id).collect();
+        for (id, range) in observed.ranges.keys() {
+            let unwanted = match wanted.get(id) {
+                Some(front) => !front.ranges.contains(range),
+                None => all || gone.contains(id),
+            };
+            if unwanted {
+                actions.push(Action::DeleteRange(*id, *range));
+            }
+        }
     }
-    for (id, range) in observed.ranges.keys().filter(|k| !ranges.contains(k)) {
-        plan.actions.push(Action::DeleteRange(*id, *range));
-    }
-    reverse(world, &fronts, observed, &mut plan.actions);
-    plan.actions.extend(ids.purges.iter().cloned());
-    plan.problems.sort();
-    plan
 }
 
 /// `cur = PASS` everywhere: what `cleanup` writes before it waits and detaches.
 #[must_use]
-pub fn release(observed: &Observed, now: u32) -> Plan {
+pub fn release(observed: &Observed, slots: &dyn Slots, now: u32) -> Plan {
     let mut plan = Plan::default();
     for (frontend, service) in &observed.services {
-        let Some(block) = observed.blocks.get(&service.base) else { continue };
-        let halves: Vec<u32> = block.iter().map(|s| slots::next(*s, PASS, service.epoch, |_| true)).collect();
-        let writes = slots::writes(service.base, block, &halves);
-        if !writes.is_empty() {
+        let block = slots.block(service);
+        let halves: Vec<u32> = block.iter().map(|s| slots::next(*s, PASS, |_| true)).collect();
+        if let Some(write) = slots::writes(service.base, &block, &halves) {
             plan.actions.push(Action::PutService(*frontend, table::Service { changed: now, ..*service }));
-            plan.actions.extend(writes);
+            plan.actions.push(write);
         }
     }
     plan
 }
 
-struct Job<'a> {
-    frontend: &'a Frontend,
-    front: &'a Front,
-    world: &'a World,
-    observed: &'a Observed,
-    settings: &'a Settings,
-    now: u32,
-    id: u32,
-    base: u32,
-    want: Vec<u16>,
-    alive: BTreeSet<u16>,
-}
-
-impl Job<'_> {
-    /// Slots first, then the service's value that makes them visible.
-    fn run(&self, old: Option<&table::Service>, plan: &mut Plan) -> Vec<u32> {
-        let mask = self.want.len() as u32 - 1;
-        let affinity = self
-            .front
-            .affinity
-            .map_or(0, |s| (u64::from(s) * u64::from(self.settings.milliticks) / 1000).max(1) as u32);
-        let flags = if self.front.ranges.is_empty() { 0 } else { SERVICE_RANGES };
-        let mut value = table::Service { id: self.id, flags, base: self.base, mask, affinity, ..Default::default() };
-        let Some(old) = old else {
-            value.changed = self.now;
-            let first = |w: &u16| if self.world.live && *w != PASS { (PASS, true) } else { (*w, false) };
-            let halves: Vec<u32> = self
-                .want
-                .iter()
-                .map(|w| {
-                    let (p, u) = first(w);
-                    Slot::half(*w, p, u)
-                })
-                .collect();
-            let slots = halves.iter().map(|h| Slot(u64::from(*h))).collect();
-            plan.actions.push(Action::CopySlots { base: self.base, slots });
-            plan.actions.push(Action::PutService(*self.frontend, value));
-            return halves;
-        };
-        (value.epoch, value.changed) = (old.epoch, old.changed);
-        let empty = Vec::new();
-        let block = self.observed.blocks.get(&old.base).unwrap_or(&empty);
-        let slot = |i: usize| block.get(i & old.mask as usize).copied().unwrap_or_default();
-        let mut halves: Vec<u32> = self
-            .want
-            .iter()
-            .enumerate()
-            .map(|(i, w)| slots::next(slot(i), *w, old.epoch, |id| self.alive.contains(&id)))
-            .collect();
-        let moved = self.want.iter().enumerate().any(|(i, w)| slot(i).cur() != *w);
-        if moved {
-            value.changed = self.now;
-        } else if slots::may_settle(block, old.epoch, old.changed, self.now, self.settings.settle) {
-            value.epoch = old.epoch.wrapping_add(1);
-            value.changed = self.now;
-            halves = self.want.iter().map(|w| Slot::half(*w, *w, false)).collect();
-        }
-        if self.base == old.base {
-            // The time of the change first: UDP that PASS owned stays with kube-proxy for a while after it.
-            if moved {
-                plan.actions.push(Action::PutService(*self.frontend, value));
-            }
-            plan.actions.extend(slots::writes(self.base, block, &halves));
-            if !moved && value != *old {
-                plan.actions.push(Action::PutService(*self.frontend, value));
-            }
-        } else {
-            let copy = halves.iter().enumerate().map(|(i, h)| Slot(slot(i).0 & !0xffff_ffff | u64::from(*h))).collect();
-            plan.actions.push(Action::CopySlots { base: self.base, slots: copy });
-            plan.actions.push(Action::PutService(*self.frontend, value));
-            plan.actions.push(Action::Synchronize);
-        }
-        halves
-    }
-}
-
-/// The wanted state of every endpoint; where Services differ, the better one.
-fn wanted(fronts: &BTreeMap<Frontend, Front>) -> BTreeMap<(IpAddr, u16), u16> {
-    let mut out: BTreeMap<(IpAddr, u16), u16> = BTreeMap::new();
-    for (key, state) in fronts.values().flat_map(|f| &f.endpoints) {
-        let entry = out.entry(*key).or_insert(*state);
-        if rank(*state) < rank(*entry) {
-            *entry = *state;
-        }
-    }
-    out
-}
-
-fn reverse(world: &World, fronts: &BTreeMap<Frontend, Front>, observed: &Observed, actions: &mut Vec<Action>) {
-    let mut leads: BTreeMap<Backend, Option<(IpAddr, u16)>> = BTreeMap::new();
-    for (f, front) in fronts {
-        for (addr, port) in front.endpoints.keys().filter(|(a, _)| !world.node_addresses.contains(a)) {
-            let backend = Backend { vip: *addr, port: *port, protocol: f.protocol };
-            leads.entry(backend).and_modify(|e| *e = None).or_insert(Some((f.vip, f.port)));
-        }
-    }
-    let only: BTreeMap<Backend, (IpAddr, u16)> = leads.into_iter().filter_map(|(k, v)| Some((k, v?))).collect();
-    for (backend, (vip, port)) in only.iter().filter(|(k, v)| observed.reverse.get(k) != Some(v)) {
-        actions.push(Action::PutReverse(*backend, *vip, *port));
-    }
-    for backend in observed.reverse.keys().filter(|k| !only.contains_key(k)) {
-        actions.push(Action::DeleteReverse(*backend));
-    }
-}
-
-struct ServiceIds {
-    used: BTreeSet<u32>,
-    next: u32,
-}
-
-impl ServiceIds {
-    fn new(observed: &Observed) -> Self {
-        Self { used: observed.services.values().map(|s| s.id).collect(), next: 0 }
-    }
-    fn of(&mut self, old: Option<&table::Service>) -> Option<u32> {
-        if let Some(old) = old {
-            return Some(old.id);
-        }
-        while self.used.contains(&self.next) {
-            self.next += 1;
-        }
-        let id = self.next;
-        self.next += 1;
-        (id < SERVICE_IDS).then_some(id)
-    }
+/// Whose traffic with a pod is never a reply to a client: nodes, and pods of other nodes.
+fn cluster(world: &World, observed: &Observed, actions: &mut Vec<Action>) {
+    let nodes = world.node_addresses.iter().map(|a| IpNet::from(*a));
+    let wanted: BTreeSet<IpNet> = nodes.chain(world.pod_ranges.iter().copied()).collect();
+    actions.extend(wanted.difference(&observed.cluster).map(|net| Action::PutCluster(*net)));
+    actions.extend(observed.cluster.difference(&wanted).map(|net| Action::DeleteCluster(*net)));
 }
 
 fn no_room(front: &Front, frontend: &Frontend) -> Problem {
@@ -298,41 +315,5 @@ fn no_room(front: &Front, frontend: &Frontend) -> Problem {
         message: format!("no room in the tables for {} port {}: left to kube-proxy", frontend.vip, frontend.port),
         remedy: "spread the Services over more nodes".to_owned(),
         origin: front.origin.clone(),
-    }
-}
-
-fn view(frontend: &Frontend, front: &Front, ids: &Ids, halves: &[u32]) -> View {
-    let mut shares: BTreeMap<u16, u32> = BTreeMap::new();
-    let mut settled = true;
-    for half in halves {
-        let slot = Slot(u64::from(*half));
-        *shares.entry(slot.cur()).or_insert(0) += 1;
-        settled &= !slot.agent_unsettled();
-    }
-    let endpoint = |(&(addr, port), state): (&(IpAddr, u16), &u16)| {
-        let id = ids.get(addr, port)?;
-        let share = f64::from(shares.get(&id).copied().unwrap_or(0)) / halves.len().max(1) as f64;
-        let state = match *state {
-            table::READY => "ready",
-            table::TERMINATING => "terminating",
-            _ => "unready",
-        };
-        Some(EndpointView { addr, port, state, share, id })
-    };
-    let endpoints: Vec<_> = front.endpoints.iter().filter_map(endpoint).collect();
-    let answer = match (shares.keys().any(|id| *id >= FIRST_ENDPOINT), front.fallback) {
-        (true, _) => "endpoints",
-        (false, PASS) => "pass",
-        _ => "drop",
-    };
-    View {
-        service: front.service.clone(),
-        vip: frontend.vip,
-        port: frontend.port,
-        protocol: frontend.protocol,
-        origin: front.origin.clone(),
-        answer,
-        settled,
-        endpoints,
     }
 }

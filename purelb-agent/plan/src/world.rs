@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// TCP or UDP; anything else a Service names is [`ServicePort::other_protocol`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -16,19 +17,22 @@ pub enum Protocol {
 }
 
 /// Everything the plan may look at besides the maps.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct World {
     /// This node's name.
     pub node: String,
-    /// The listed Services of type LoadBalancer of our class, by `namespace/name`.
-    pub services: BTreeMap<String, Service>,
+    /// The listed Services of type LoadBalancer of our class, by `namespace/name`. A source hands out the same
+    /// `Arc` again while nothing about a Service or its endpoints changed, which makes the comparison cheap.
+    pub services: BTreeMap<String, Arc<Service>>,
     /// Addresses that are never judged: any `Node.status.addresses`, and the host's own.
     pub node_addresses: BTreeSet<IpAddr>,
+    /// `Node.spec.podCIDRs` of all nodes: their traffic with pods is never taken for replies to clients.
+    pub pod_ranges: BTreeSet<IpNet>,
     /// `LBNodeAgent.spec.datapath` of this node.
     pub datapath: Datapath,
     /// kube-proxy was found beside us: PASS is an answer (D13).
     pub kube_proxy: bool,
-    /// The data path was already running with other tables, or this is a live node: first adoption has `prev = PASS` (4.2).
+    /// The node already carries connections to its VIPs by kube-proxy: what is new in the tables begins with `prev = PASS` (4.2).
     pub live: bool,
 }
 
@@ -111,7 +115,7 @@ pub struct Datapath {
 }
 
 /// Which hook an uplink gets.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Hook {
     /// Native XDP where it is right, else tcx (D15).
@@ -126,7 +130,7 @@ pub enum Hook {
 }
 
 /// `datapath.mode`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// Stack mode for now.

@@ -1,5 +1,6 @@
 //! Carries out one [`Action`] of the plan on the maps; each is idempotent.
 
+use std::io;
 use std::net::IpAddr;
 
 use bytemuck::Pod;
@@ -34,20 +35,11 @@ impl Maps {
     pub fn apply(&self, action: &Action) -> Result<(), BpfError> {
         match action {
             Action::PutEndpoint(_, id, entry) => by_family!(self, entry.addr, |tables, addr| {
+                tables.owners.set(&u32::from(*id), &t::Owner { service: entry.service })?;
                 tables.endpoints.set(&u32::from(*id), &endpoint(addr, entry))
             }),
-            Action::WriteSlots { base, halves } => {
-                for (slot, half) in (*base..).zip(halves) {
-                    self.slots.store_half(slot, *half).ok_or_else(|| self.outside(slot))?;
-                }
-                Ok(())
-            }
-            Action::CopySlots { base, slots } => {
-                for (slot, value) in (*base..).zip(slots) {
-                    self.slots.store(slot, value.0).ok_or_else(|| self.outside(slot))?;
-                }
-                Ok(())
-            }
+            Action::WriteSlots { base, halves } => self.stored(self.slots.store_halves(*base, halves)),
+            Action::CopySlots { base, slots } => self.stored(self.slots.store(*base, slots.iter().map(|slot| slot.0))),
             Action::PutService(frontend, service) => {
                 by_family!(self, frontend.vip, |tables, vip| tables.services.set(&service_key(vip, frontend), service))
             }
@@ -56,9 +48,11 @@ impl Maps {
             }),
             Action::PutVip(addr, flags) => by_family!(self, *addr, |tables, vip| {
                 self.mark(hash::vip_bit(vip), true)?;
+                put_index(tables, vip, *flags)?;
                 tables.vips.set(&vip, &t::Vip { flags: *flags })
             }),
             Action::DeleteVip(addr) => by_family!(self, *addr, |tables, vip| {
+                remove_index(tables, vip)?;
                 tables.vips.remove(&vip)?;
                 self.unmark(hash::vip_bit(vip))
             }),
@@ -71,6 +65,12 @@ impl Maps {
             Action::PutReverse(backend, vip, port) => self.put_reverse(backend, *vip, *port),
             Action::DeleteReverse(backend) => by_family!(self, backend.vip, |tables, pod| {
                 tables.reverse.remove(&reverse_key(pod, backend)).map(drop)
+            }),
+            Action::PutCluster(net) => by_family!(self, net.network(), |tables, network| {
+                tables.cluster.set(&TrieKey { bits: net.prefix_len().into(), data: network }, &1)
+            }),
+            Action::DeleteCluster(net) => by_family!(self, net.network(), |tables, network| {
+                tables.cluster.remove(&TrieKey { bits: net.prefix_len().into(), data: network }).map(drop)
             }),
             Action::Synchronize => {
                 sys::synchronize();
@@ -105,8 +105,25 @@ impl Maps {
         if shared { Ok(()) } else { self.mark(bit, false) }
     }
 
-    const fn outside(&self, slot: u32) -> BpfError {
-        BpfError::Slot { slot, capacity: self.slots.len() }
+    fn stored(&self, result: io::Result<()>) -> Result<(), BpfError> {
+        result.map_err(|e| BpfError::syscall("mmap", self.root.join("SLOTS"), e))
+    }
+}
+
+/// The first VIP of a bit has its element. Written before `VIPS`, from which the plan sees what is left to do.
+fn put_index<A: Address>(tables: &Tables<A>, vip: A, flags: u32) -> Result<(), BpfError> {
+    let bit = hash::vip_bit(vip);
+    match tables.index.get(&bit)? {
+        Some(at) if at.flags & t::VIP_HERE != 0 && { at.addr } != vip => Ok(()),
+        _ => tables.index.set(&bit, &t::VipAt { addr: vip, flags: flags | t::VIP_HERE }),
+    }
+}
+
+fn remove_index<A: Address>(tables: &Tables<A>, vip: A) -> Result<(), BpfError> {
+    let bit = hash::vip_bit(vip);
+    match tables.index.get(&bit)? {
+        Some(at) if { at.addr } == vip => tables.index.set(&bit, &bytemuck::Zeroable::zeroed()),
+        _ => Ok(()),
     }
 }
 
@@ -129,6 +146,6 @@ const fn reverse_key<A: Pod>(pod: A, backend: &Backend) -> t::RevKey<A> {
     t::RevKey { pod, port: backend.port, proto: number(backend.protocol) }
 }
 
-fn range_key<A: Pod>(service: u32, network: A, net: &IpNet) -> TrieKey<A> {
+fn range_key<A: Pod>(service: u32, network: A, net: &IpNet) -> TrieKey<t::RangeKey<A>> {
     TrieKey { bits: 32 + u32::from(net.prefix_len()), data: t::RangeKey { service: service.to_be(), client: network } }
 }

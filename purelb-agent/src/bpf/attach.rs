@@ -35,6 +35,7 @@ impl Programs {
     pub fn attach(&mut self, uplinks: &[Uplink], datapath: &Datapath) -> Vec<UplinkStatus> {
         let off = datapath.mode == Mode::Off;
         self.off = off;
+        self.follow_names(uplinks);
         // Egress programs elsewhere are the business of `attach_exits`, as long as the interface lives.
         self.detach_others(|name, hook, index| {
             !off && (hook == "egress" && index != 0 || uplinks.iter().any(|u| u.name == name))
@@ -62,6 +63,16 @@ impl Programs {
     fn attach_one(&self, uplink: &Uplink, wanted: Wanted) -> UplinkStatus {
         let (hook, mut why) = choose(uplink, wanted);
         let mut used = hook;
+        let other = if hook == Hook::Xdp { Hook::XdpGeneric } else { Hook::Xdp };
+        if matches!(hook, Hook::Xdp | Hook::XdpGeneric) && self.link(&uplink.name, other).exists() {
+            // Native and generic exclude each other: tcx stands in while they change places.
+            let _ = self.hang(uplink, Hook::Ingress);
+        }
+        if let Err(error) = self.maps().set_uplink(uplink.index, uplink.mac) {
+            tracing::warn!(%error, "frames for other hosts on {} are not told apart", uplink.name);
+        }
+        // Before the first request is rewritten its reply must be.
+        let egress = self.hang(uplink, Hook::Egress);
         let mut result = self.hang(uplink, hook);
         if let Err(e) = &result
             && hook == Hook::Xdp
@@ -77,7 +88,7 @@ impl Programs {
                 let _ = take_down(&self.link(&uplink.name, other));
             }
         }
-        let problem = match (result, self.hang(uplink, Hook::Egress)) {
+        let problem = match (result, egress) {
             (Err(e), _) => Some(problem(uplink, used, &e)),
             (Ok(()), Err(e)) => Some(problem(uplink, Hook::Egress, &e)),
             (Ok(()), Ok(())) => None,
@@ -124,6 +135,20 @@ impl Programs {
         };
         // bpffs takes no dots, interface names no colons.
         self.root.join("links").join(format!("{}-{kind}", interface.replace('.', ":")))
+    }
+
+    /// An interface that was renamed keeps its links: their pins get its new name.
+    fn follow_names(&self, uplinks: &[Uplink]) {
+        let Ok(entries) = std::fs::read_dir(self.root.join("links")) else { return };
+        for entry in entries.flatten() {
+            let file = entry.file_name().to_string_lossy().into_owned();
+            let Some((name, kind)) = file.rsplit_once('-') else { continue };
+            let index = sys::get(&entry.path()).and_then(|link| sys::link_ifindex(link.as_fd())).unwrap_or(0);
+            if let Some(uplink) = uplinks.iter().find(|u| u.index == index && u.name != name.replace(':', ".")) {
+                let to = entry.path().with_file_name(format!("{}-{kind}", uplink.name.replace('.', ":")));
+                let _ = std::fs::rename(entry.path(), to);
+            }
+        }
     }
 
     fn detach_others(&self, keep: impl Fn(&str, &str, u32) -> bool) {

@@ -56,19 +56,21 @@ fn read<K: Pod, V: Pod>(table: &Table<K, V>, key: &K) -> Option<V> {
 }
 
 impl<A: Address> decide::Tables<A> for ReadOnly<'_, A> {
-    fn service(&self, key: &ServiceKey<A>) -> Option<Service> {
-        read(&self.tables.services, key)
+    type Service = Box<Service>;
+    type Endpoint = Box<Endpoint<A>>;
+    fn service(&self, key: &ServiceKey<A>) -> Option<Box<Service>> {
+        read(&self.tables.services, key).map(Box::new)
     }
     fn in_range(&self, key: &RangeKey<A>) -> bool {
         let bits = u32::try_from(size_of::<RangeKey<A>>() * 8).unwrap_or(u32::MAX);
         read(&self.tables.ranges, &TrieKey { bits, data: *key }).is_some()
     }
     fn slot(&self, index: u32) -> Slot {
-        Slot(self.slots.load(index).unwrap_or(0))
+        Slot(self.slots.load(index, 1).ok().and_then(|w| w.first().copied()).unwrap_or(0))
     }
     fn stamp(&self, _index: u32, _half: u32) {}
-    fn endpoint(&self, id: u32) -> Option<Endpoint<A>> {
-        read(&self.tables.endpoints, &id)
+    fn endpoint(&self, id: u32) -> Option<Box<Endpoint<A>>> {
+        read(&self.tables.endpoints, &id).map(Box::new)
     }
     fn pin(&self, key: &FlowKey<A>) -> Option<Pin> {
         read(&self.pins, key)
@@ -83,18 +85,23 @@ impl<A: Address> decide::Tables<A> for ReadOnly<'_, A> {
     }
     fn put_half_open(&self, _key: &ReplyKey<A>, _value: &Reply<A>) {}
     fn remove_half_open(&self, _key: &ReplyKey<A>) {}
-    fn reply(&self, key: &ReplyKey<A>) -> Option<Reply<A>> {
+    fn reply<const PROTO: u16>(&self, key: &ReplyKey<A>) -> Option<Reply<A>> {
         read(if { key.proto } == 6 { &self.replies } else { &self.udp_replies }, key)
     }
-    fn put_reply(&self, _key: &ReplyKey<A>, _value: &Reply<A>) {}
-    fn remove_reply(&self, _key: &ReplyKey<A>) {}
+    fn put_reply<const PROTO: u16>(&self, _key: &ReplyKey<A>, _value: &Reply<A>) {}
+    fn mark_reply<const PROTO: u16>(&self, _key: &ReplyKey<A>, _state: u16, _used: u32) {}
+    fn remove_reply<const PROTO: u16>(&self, _key: &ReplyKey<A>) {}
     fn reverse(&self, key: &RevKey<A>) -> Option<Rev<A>> {
         read(&self.tables.reverse, key)
     }
     fn direct(&self, key: &ReplyKey<A>) -> bool {
         read(&self.direct, key).is_some()
     }
-    fn budget(&self, _config: &Config, _tick: u32) -> bool {
+    fn in_cluster(&self, addr: A) -> bool {
+        let bits = u32::try_from(size_of::<A>() * 8).unwrap_or(u32::MAX);
+        read(&self.tables.cluster, &TrieKey { bits, data: addr }).is_some()
+    }
+    fn budget(&self, _config: &Config, _proto: u16, _tick: u32) -> bool {
         true
     }
 }

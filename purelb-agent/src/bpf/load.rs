@@ -6,12 +6,14 @@ use std::path::{Path, PathBuf};
 
 use aya::programs::{ProgramError, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
+use aya_log::EbpfLogger;
 use purelb_common::SCHEMA;
 
 use super::{BpfError, Maps, sys};
 
-const FAMILY_MAPS: [&str; 11] = [
+const FAMILY_MAPS: [&str; 14] = [
     "VIPS",
+    "VIP_INDEX",
     "SERVICES",
     "ENDPOINTS",
     "PINS",
@@ -22,8 +24,10 @@ const FAMILY_MAPS: [&str; 11] = [
     "AFFINITY",
     "REVSVC",
     "SRC_RANGES",
+    "CLUSTER",
+    "OWNERS",
 ];
-const SHARED_MAPS: [&str; 7] = ["CONFIG", "CLOCK", "VIP_BITMAP", "SLOTS", "STATS", "REASONS", "EVENTS"];
+const SHARED_MAPS: [&str; 8] = ["CONFIG", "CLOCK", "UPLINKS", "VIP_BITMAP", "SLOTS", "STATS", "REASONS", "EVENTS"];
 
 /// The loaded programs and their maps.
 pub struct Programs {
@@ -34,16 +38,18 @@ pub struct Programs {
     /// `datapath.mode: Off`.
     pub(super) off: bool,
     maps: Maps,
+    log: Option<EbpfLogger<&'static dyn log::Log>>,
     /// Keeps what is not pinned.
     _ebpf: Ebpf,
 }
 
 /// Loads the programs of `object`; maps pinned under `root` are adopted, others are made and pinned.
 pub fn load(root: &Path, object: &[u8]) -> Result<Programs, BpfError> {
-    std::fs::create_dir_all(root.join("links")).map_err(|e| BpfError::syscall("mkdir", root, e))?;
+    std::fs::create_dir_all(root).map_err(|e| BpfError::syscall("mkdir", root, e))?;
     if !sys::is_bpffs(root).map_err(|e| BpfError::syscall("statfs", root, e))? {
         return Err(BpfError::NotBpffs { path: root.to_path_buf() });
     }
+    std::fs::create_dir_all(root.join("links")).map_err(|e| BpfError::syscall("mkdir", root, e))?;
     // Maps of another version would only show as an error of the verifier.
     match Maps::open(root) {
         Ok(_) | Err(BpfError::Missing { .. }) => {}
@@ -71,7 +77,9 @@ pub fn load(root: &Path, object: &[u8]) -> Result<Programs, BpfError> {
         config.schema = SCHEMA;
         maps.set_config(&config)?;
     }
-    Ok(Programs { root: root.to_path_buf(), xdp, ingress, egress, off: false, maps, _ebpf: ebpf })
+    // What the kernel side has to say is rare: without it the data path is the same.
+    let log = EbpfLogger::init(&mut ebpf).inspect_err(|error| tracing::warn!(%error, "no words from the kernel side"));
+    Ok(Programs { root: root.to_path_buf(), xdp, ingress, egress, off: false, maps, log: log.ok(), _ebpf: ebpf })
 }
 
 /// Detaches the programs and removes every pin under `root` and the folder. All is tried; the first error is told.
@@ -96,9 +104,11 @@ impl Programs {
         &self.maps
     }
 
-    /// Their maps.
-    pub const fn maps_mut(&mut self) -> &mut Maps {
-        &mut self.maps
+    /// Hands what the programs logged (by aya-log, see `clock`) to our own log.
+    pub fn flush_log(&mut self) {
+        if let Some(log) = &mut self.log {
+            log.flush();
+        }
     }
 }
 

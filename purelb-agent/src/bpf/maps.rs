@@ -28,10 +28,13 @@ pub struct Table<K, V> {
 #[derive(Debug)]
 pub struct Tables<A: Address> {
     pub(super) vips: Table<A, t::Vip>,
+    pub(super) index: Table<u32, t::VipAt<A>>,
     pub(super) services: Table<t::ServiceKey<A>, t::Service>,
     pub(super) endpoints: Table<u32, t::Endpoint<A>>,
     pub(super) reverse: Table<t::RevKey<A>, t::Rev<A>>,
-    pub(super) ranges: Table<TrieKey<A>, u32>,
+    pub(super) ranges: Table<TrieKey<t::RangeKey<A>>, u32>,
+    pub(super) cluster: Table<TrieKey<A>, u32>,
+    pub(super) owners: Table<u32, t::Owner>,
 }
 
 /// All pinned maps.
@@ -44,6 +47,7 @@ pub struct Maps {
     pub(super) slots: Slots,
     config: Table<u32, Config>,
     clock: Table<u32, t::Clock>,
+    uplinks: Table<u32, t::Uplink>,
     stats: Table<u32, t::Stats>,
     reasons: Table<u32, u64>,
     clock_program: Option<OwnedFd>,
@@ -64,8 +68,7 @@ impl Maps {
     pub fn open(root: &Path) -> Result<Self, BpfError> {
         let slots_path = root.join("SLOTS");
         let (fd, slots) = open_map(&slots_path, 4, 8 * t::SLOTS_PER_ELEMENT as usize)?;
-        let slots = slots.saturating_mul(t::SLOTS_PER_ELEMENT);
-        let slots = Slots::map(fd.as_fd(), slots).map_err(|e| BpfError::syscall("mmap", &slots_path, e))?;
+        let slots = Slots::new(fd, slots.saturating_mul(t::SLOTS_PER_ELEMENT));
         let maps = Self {
             root: root.to_path_buf(),
             v4: Tables::open(root)?,
@@ -74,6 +77,7 @@ impl Maps {
             slots,
             config: Table::open(root, "CONFIG")?,
             clock: Table::open(root, "CLOCK")?,
+            uplinks: Table::open(root, "UPLINKS")?,
             stats: Table::open_per_cpu(root, "STATS")?,
             reasons: Table::open_per_cpu(root, "REASONS")?,
             clock_program: sys::get(&root.join("prog_clock")).ok(),
@@ -97,6 +101,18 @@ impl Maps {
         self.config.set(&0, config)
     }
 
+    /// Tells the programs the MAC address of an uplink, or that none is to be asked for.
+    pub fn set_uplink(&self, ifindex: u32, mac: Option<[u8; 6]>) -> Result<(), BpfError> {
+        let entry = match mac {
+            Some([a, b, c, d, e, f]) => {
+                t::Uplink { mac: u64::from_le_bytes([a, b, c, d, e, f, 0, 0]), ifindex, pad: 0 }
+            }
+            None => t::Uplink::default(),
+        };
+        let key = ifindex % t::UPLINKS;
+        if self.uplinks.get(&key)? == Some(entry) { Ok(()) } else { self.uplinks.set(&key, &entry) }
+    }
+
     /// Tick and HZ; the first call takes 80 ms, which HZ is measured in.
     pub fn clock(&self) -> Result<ClockReading, BpfError> {
         let first = self.read_clock()?;
@@ -111,11 +127,6 @@ impl Maps {
             }
         };
         Ok(ClockReading { tick: tick_of(first.jiffies), hz })
-    }
-
-    /// The tick alone.
-    pub(super) fn tick(&self) -> Result<u32, BpfError> {
-        Ok(tick_of(self.read_clock()?.jiffies))
     }
 
     fn read_clock(&self) -> Result<t::Clock, BpfError> {
@@ -156,10 +167,13 @@ impl<A: Address> Tables<A> {
         let name = |base: &str| format!("{base}{}", A::FAMILY);
         Ok(Self {
             vips: Table::open(root, &name("VIPS"))?,
+            index: Table::open(root, &name("VIP_INDEX"))?,
             services: Table::open(root, &name("SERVICES"))?,
             endpoints: Table::open(root, &name("ENDPOINTS"))?,
             reverse: Table::open(root, &name("REVSVC"))?,
             ranges: Table::open(root, &name("SRC_RANGES"))?,
+            cluster: Table::open(root, &name("CLUSTER"))?,
+            owners: Table::open(root, &name("OWNERS"))?,
         })
     }
 }

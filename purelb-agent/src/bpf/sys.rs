@@ -14,7 +14,6 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use aya::maps::{MapData, RingBuf};
 use bytemuck::{Pod, Zeroable};
-use purelb_common::table::RangeKey;
 use tokio::io::unix::AsyncFd;
 
 const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
@@ -48,14 +47,14 @@ pub enum Hook {
     Egress,
 }
 
-/// Key of an LPM trie over [`RangeKey`]s.
+/// Key of an LPM trie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C, packed)]
-pub struct TrieKey<A: Pod> {
+pub struct TrieKey<D: Pod> {
     /// Significant bits of `data`, counted from its first byte.
     pub bits: u32,
-    /// Service and network.
-    pub data: RangeKey<A>,
+    /// A network, or service and network.
+    pub data: D,
 }
 
 #[derive(Clone, Copy, Zeroable, Pod)]
@@ -359,30 +358,29 @@ pub fn possible_cpus() -> io::Result<usize> {
     aya::util::nr_cpus().map_err(|(_, e)| e)
 }
 
-/// The map `SLOTS`, mapped into memory: the program and we store halves of the same words.
+/// The map `SLOTS`: the program and we store halves of the same words. Blocks are mapped into memory for as
+/// long as they are read or written; all of it at once would count as 64 MiB of ours.
 #[derive(Debug)]
 pub struct Slots {
-    base: *mut libc::c_void,
+    fd: OwnedFd,
     slots: u32,
-    bytes: usize,
+    page: u64,
 }
 
-// SAFETY: the memory is shared with the kernel anyway and only ever touched by atomic operations.
-unsafe impl Send for Slots {}
-// SAFETY: as above.
-unsafe impl Sync for Slots {}
+/// Some slots in memory.
+struct Window {
+    base: *mut libc::c_void,
+    bytes: usize,
+    words: *const AtomicU64,
+    count: usize,
+}
 
 impl Slots {
-    /// Maps `slots` slots of 8 bytes.
-    pub fn map(fd: BorrowedFd<'_>, slots: u32) -> io::Result<Self> {
-        let bytes = slots as usize * 8;
-        let access = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: a new shared mapping at an address of the kernel's choice.
-        let base = unsafe { libc::mmap(std::ptr::null_mut(), bytes, access, libc::MAP_SHARED, fd.as_raw_fd(), 0) };
-        if base == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(Self { base, slots, bytes })
+    /// `slots` slots of 8 bytes.
+    pub fn new(fd: OwnedFd, slots: u32) -> Self {
+        // SAFETY: sysconf takes a number and touches no memory.
+        let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+        Self { fd, slots, page: u64::try_from(page).unwrap_or(4096).max(1) }
     }
 
     /// Number of slots.
@@ -390,41 +388,64 @@ impl Slots {
         self.slots
     }
 
-    fn word(&self, slot: u32) -> Option<&AtomicU64> {
-        if slot >= self.slots {
-            return None;
+    fn window(&self, first: u32, count: u32) -> io::Result<Window> {
+        if first.checked_add(count).is_none_or(|end| end > self.slots) || count == 0 {
+            return Err(io::ErrorKind::InvalidInput.into());
         }
-        // SAFETY: inside the mapping by the check above.
-        let pointer = unsafe { self.base.cast::<u64>().add(slot as usize) };
-        // SAFETY: aligned, mapped as long as `self`, and only touched atomically.
-        Some(unsafe { AtomicU64::from_ptr(pointer) })
+        let from = u64::from(first) * 8;
+        let start = from - from % self.page;
+        let end = (from + u64::from(count) * 8).next_multiple_of(self.page);
+        let bytes = usize::try_from(end - start).map_err(io::Error::other)?;
+        let offset = libc::off_t::try_from(start).map_err(io::Error::other)?;
+        let skip = usize::try_from(from - start).map_err(io::Error::other)?;
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        let fd = self.fd.as_raw_fd();
+        // SAFETY: a new shared mapping at an address of the kernel's choice.
+        let base = unsafe { libc::mmap(std::ptr::null_mut(), bytes, access, libc::MAP_SHARED, fd, offset) };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: inside the mapping: `skip` and the slots end before `bytes`.
+        let words = unsafe { base.cast::<u8>().add(skip) }.cast::<AtomicU64>().cast_const();
+        Ok(Window { base, bytes, words, count: count as usize })
     }
 
-    /// One load of a slot.
-    pub fn load(&self, slot: u32) -> Option<u64> {
-        Some(self.word(slot)?.load(Ordering::Acquire))
+    /// Each slot by one load.
+    pub fn load(&self, first: u32, count: u32) -> io::Result<Vec<u64>> {
+        Ok(self.window(first, count)?.words().iter().map(|w| w.load(Ordering::Acquire)).collect())
     }
 
-    /// Stores a whole slot; only for blocks that no program reads yet.
-    pub fn store(&self, slot: u32, value: u64) -> Option<()> {
-        self.word(slot)?.store(value, Ordering::Release);
-        Some(())
+    /// Stores whole slots; only for blocks that no program reads yet.
+    pub fn store(&self, first: u32, values: impl ExactSizeIterator<Item = u64>) -> io::Result<()> {
+        let window = self.window(first, u32::try_from(values.len()).map_err(io::Error::other)?)?;
+        window.words().iter().zip(values).for_each(|(w, value)| w.store(value, Ordering::Release));
+        Ok(())
     }
 
-    /// Stores the agent's half; the program's half (the stamp) stays.
-    pub fn store_half(&self, slot: u32, half: u32) -> Option<()> {
+    /// Stores the agent's halves; the program's (stamps) stay.
+    pub fn store_halves(&self, first: u32, halves: &[u32]) -> io::Result<()> {
         const { assert!(cfg!(target_endian = "little"), "the agent's half is the first one in memory") };
-        let pointer = self.word(slot)?.as_ptr().cast::<u32>();
-        // SAFETY: the first half of an aligned word inside the mapping, see `word`. The halves are
-        // stored by different writers on purpose; neither side ever stores the other's.
-        unsafe { AtomicU32::from_ptr(pointer) }.store(half, Ordering::Release);
-        Some(())
+        let window = self.window(first, u32::try_from(halves.len()).map_err(io::Error::other)?)?;
+        for (word, half) in window.words().iter().zip(halves) {
+            // SAFETY: the first half of an aligned word inside the mapping. The halves are stored by
+            // different writers on purpose; neither side ever stores the other's.
+            unsafe { AtomicU32::from_ptr(word.as_ptr().cast::<u32>()) }.store(*half, Ordering::Release);
+        }
+        Ok(())
     }
 }
 
-impl Drop for Slots {
+impl Window {
+    fn words(&self) -> &[AtomicU64] {
+        // SAFETY: `count` aligned words inside the mapping, which lives as long as `self` and is shared with
+        // the kernel: only ever touched atomically.
+        unsafe { std::slice::from_raw_parts(self.words, self.count) }
+    }
+}
+
+impl Drop for Window {
     fn drop(&mut self) {
-        // SAFETY: exactly the mapping made by `map`, and nobody borrows from it any more.
+        // SAFETY: exactly the mapping made by `window`, and nobody borrows from it any more.
         unsafe { libc::munmap(self.base, self.bytes) };
     }
 }

@@ -2,27 +2,31 @@
 
 use std::time::{Duration, Instant};
 
-use purelb_common::table::TICK_SHIFT;
+use purelb_common::table::{Service, Slot, TICK_SHIFT};
+use purelb_plan::observed::Slots as _;
 use purelb_plan::plan::release;
 use serde_json::json;
 
 use crate::args::{Cleanup, Output};
 use crate::bpf::{self, Maps};
+use crate::lock;
 
 use super::say;
 
 /// Detaches and unpins; running twice is fine.
 ///
 /// # Errors
-/// The kernel refuses.
+/// An agent runs on that root, or the kernel refuses.
 pub async fn run(args: &Cleanup) -> anyhow::Result<u8> {
     let root = &args.query.instance.bpf_root;
+    // An agent that runs would write everything again.
+    let _lock = if root.exists() { Some(lock::take(root)?) } else { None };
     let end = Instant::now() + Duration::from_millis(args.deadline);
     let mut in_use = 0;
     if let Ok(maps) = Maps::open(root) {
         let clock = maps.clock()?;
         let observed = maps.observe()?;
-        for action in &release(&observed, clock.tick).actions {
+        for action in &release(&observed, &maps, clock.tick).actions {
             maps.apply(action)?;
         }
         let quiet = ((3 * clock.hz) >> TICK_SHIFT).max(1);
@@ -30,11 +34,10 @@ pub async fn run(args: &Cleanup) -> anyhow::Result<u8> {
             // A slot that still sends flows elsewhere than PASS is stamped by the program.
             let observed = maps.observe()?;
             let now = maps.clock()?.tick;
-            let fresh = |s: &purelb_common::table::Slot, epoch| {
-                s.program_unsettled(epoch) && (now.wrapping_sub(s.stamp()) & 0x00ff_ffff) <= quiet
-            };
-            let used = |s: &purelb_common::table::Service| {
-                observed.blocks.get(&s.base).is_some_and(|b| b.iter().any(|slot| fresh(slot, s.epoch)))
+            let used = |s: &Service| {
+                let fresh =
+                    |slot: &Slot| slot.program_unsettled(s) && (now.wrapping_sub(slot.stamp()) & 0x00ff_ffff) <= quiet;
+                maps.block(s).iter().any(fresh)
             };
             in_use = observed.services.values().filter(|s| used(s)).count();
             if in_use == 0 || Instant::now() >= end {
@@ -51,7 +54,8 @@ pub async fn run(args: &Cleanup) -> anyhow::Result<u8> {
     if args.query.output == Output::Json {
         say(&json!({"removed": root, "services_in_use": in_use}).to_string());
     } else {
-        say(&format!("removed {}; {in_use} services still had flows", root.display()));
+        let flows = if in_use == 0 { String::new() } else { format!("; {in_use} services still had flows") };
+        say(&format!("removed {}{flows}", root.display()));
     }
     Ok(0)
 }

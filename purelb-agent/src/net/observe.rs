@@ -51,7 +51,9 @@ fn snapshot(
     } else {
         datapath.interfaces.iter().flat_map(|entry| matching(entry, &devices, &mut problems)).collect()
     };
-    let gateways: BTreeSet<u32> = routes.iter().filter(|r| has_gateway(r)).flat_map(outgoing).collect();
+    // D1: all that lead to a net or a gateway; a route to one address alone is a pod's.
+    let gateways: BTreeSet<u32> =
+        routes.iter().filter(|r| has_gateway(r) || leads_to_net(r)).flat_map(outgoing).collect();
     let pick = |indices: &BTreeSet<u32>| {
         indices.iter().filter_map(|i| devices.get(i)).filter(|d| d.name != VIP_DEVICE).cloned().collect()
     };
@@ -66,11 +68,15 @@ fn device(link: &LinkMessage) -> Uplink {
         kind: String::new(),
         mtu: 0,
         up: link.header.flags.contains(LinkFlags::Up),
+        mac: None,
     };
+    let mut port = false;
     for attribute in &link.attributes {
         match attribute {
             LinkAttribute::IfName(name) => device.name.clone_from(name),
             LinkAttribute::Mtu(mtu) => device.mtu = *mtu,
+            LinkAttribute::Address(bytes) => device.mac = bytes.as_slice().try_into().ok(),
+            LinkAttribute::Controller(index) => port = *index != 0,
             LinkAttribute::LinkInfo(infos) => {
                 for info in infos {
                     if let LinkInfo::Kind(kind) = info {
@@ -80,6 +86,9 @@ fn device(link: &LinkMessage) -> Uplink {
             }
             _ => {}
         }
+    }
+    if port {
+        device.mac = None;
     }
     device
 }
@@ -94,6 +103,16 @@ fn has_gateway(route: &RouteMessage) -> bool {
         RouteAttribute::MultiPath(hops) => hops.iter().any(|hop| hop.attributes.iter().any(gateway)),
         other => gateway(other),
     })
+}
+
+/// A unicast route to more than one address, link-local ones and multicast apart.
+fn leads_to_net(route: &RouteMessage) -> bool {
+    let Some(net) = destination(route) else { return false };
+    let own = match net.addr() {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    };
+    route.header.kind == RouteType::Unicast && net.prefix_len() < net.max_prefix_len() && !own
 }
 
 fn outgoing(route: &RouteMessage) -> Vec<u32> {

@@ -1,25 +1,33 @@
-//! From objects to the [`World`]; a fault becomes a [`Problem`] on its object and field.
+//! From objects to the [`World`], a Service at a time: what did not change is the same `Arc` again, and
+//! its problems are remembered with it. A fault becomes a [`Problem`] on its object and field.
+
+mod agent;
+mod service;
+mod slice;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use purelb_plan::problem::Problem;
-use purelb_plan::world::{Datapath, Endpoint, EndpointState, Hook, Mode, Protocol, Service, ServicePort, World};
+use purelb_plan::world::World;
 
-use super::dir::{Listing, Object};
-use super::objects as o;
+use super::dir::Dir;
+use super::parse::{Found, Key, Kind, Object, label};
 
-/// Services of this class, or of none, are ours.
-const CLASS: &str = "purelb.io/purelb";
-
+/// Collects the problems of one object.
 struct Faults<'a> {
     object: String,
     origin: &'a str,
-    problems: &'a mut Vec<Problem>,
+    problems: Vec<Problem>,
 }
 
-impl Faults<'_> {
+impl<'a> Faults<'a> {
+    fn new(key: &Key, found: &'a Found) -> Self {
+        Self { object: label(key), origin: &found.origin, problems: Vec::new() }
+    }
+
     fn add(&mut self, field: &str, message: String, remedy: &str) {
         self.problems.push(Problem {
             object: self.object.clone(),
@@ -31,228 +39,218 @@ impl Faults<'_> {
     }
 }
 
-/// Converts everything; the caller adds what the host knows (`node_addresses` of its own, `kube_proxy`, `live`).
-#[must_use]
-pub fn world(node: &str, listing: &Listing) -> (World, Vec<Problem>) {
-    let mut world = World { node: node.to_owned(), ..World::default() };
-    let mut problems = listing.problems.clone();
-    let mut unready_counts = BTreeSet::new();
-    let mut agents: Vec<(&o::NodeAgent, String)> = Vec::new();
-    for ((kind, name), (object, origin)) in &listing.objects {
-        let mut faults = Faults { object: format!("{kind} {name}"), origin, problems: &mut problems };
-        match object {
-            Object::Service(s) => {
-                if let Some(service) = service(s, &mut faults) {
-                    if s.spec.publish_not_ready_addresses {
-                        unready_counts.insert(name.clone());
-                    }
-                    world.services.insert(name.clone(), service);
+/// The world as the objects have it, and what is wrong with them.
+#[derive(Debug)]
+pub struct Converter {
+    world: World,
+    /// Addresses of all Nodes.
+    nodes: BTreeSet<IpAddr>,
+    /// The host's own addresses.
+    host: BTreeSet<IpAddr>,
+    /// Slice -> its Service.
+    owners: BTreeMap<String, String>,
+    /// Service -> its slices.
+    slices: BTreeMap<String, BTreeSet<String>>,
+    /// Addresses of Services of another class.
+    foreign: BTreeMap<String, (BTreeSet<IpAddr>, Arc<Found>)>,
+    /// By Service; those of a slice without one by the slice.
+    problems: BTreeMap<Key, Vec<Problem>>,
+    contested: Vec<Problem>,
+    of_nodes: Vec<Problem>,
+    of_agents: Vec<Problem>,
+}
+
+impl Converter {
+    /// An empty world of this node.
+    #[must_use]
+    pub fn new(node: &str) -> Self {
+        Self {
+            world: World { node: node.to_owned(), ..World::default() },
+            nodes: BTreeSet::new(),
+            host: BTreeSet::new(),
+            owners: BTreeMap::new(),
+            slices: BTreeMap::new(),
+            foreign: BTreeMap::new(),
+            problems: BTreeMap::new(),
+            contested: Vec::new(),
+            of_nodes: Vec::new(),
+            of_agents: Vec::new(),
+        }
+    }
+
+    /// The world.
+    #[must_use]
+    pub const fn world(&self) -> &World {
+        &self.world
+    }
+
+    /// What is wrong with the objects.
+    #[must_use]
+    pub fn problems(&self) -> Vec<Problem> {
+        let rest = self.contested.iter().chain(&self.of_nodes).chain(&self.of_agents);
+        self.problems.values().flatten().chain(rest).cloned().collect()
+    }
+
+    /// What the host says: its own addresses, whether kube-proxy serves it, whether it carried
+    /// connections to its VIPs before.
+    pub fn host(&mut self, addresses: &BTreeSet<IpAddr>, kube_proxy: bool, live: bool) {
+        (self.world.kube_proxy, self.world.live) = (kube_proxy, live);
+        if self.host != *addresses {
+            self.host.clone_from(addresses);
+            self.node_addresses();
+        }
+    }
+
+    fn node_addresses(&mut self) {
+        self.world.node_addresses = self.nodes.union(&self.host).copied().collect();
+    }
+
+    /// Converts what changed; the names of the Services of the world that came, went or differ.
+    pub fn update(&mut self, dir: &Dir, changed: &BTreeSet<Key>) -> BTreeSet<String> {
+        let mut touched = BTreeSet::new();
+        for key in changed {
+            match key.0 {
+                Kind::Service => drop(touched.insert(key.1.clone())),
+                Kind::Slice => touched.extend(self.owner(dir, key)),
+                Kind::Node | Kind::NodeAgent => {}
+            }
+        }
+        let any = |kind| changed.iter().any(|key| key.0 == kind);
+        if any(Kind::Node) {
+            self.update_nodes(dir);
+        }
+        if any(Kind::Node) || any(Kind::NodeAgent) {
+            (self.world.datapath, self.of_agents) = agent::choose(dir, &self.world.node);
+        }
+        touched.retain(|name| self.service(dir, name));
+        if any(Kind::Service) {
+            self.contested = self.contest();
+        }
+        touched
+    }
+
+    /// Whose slice it was and whose it is.
+    fn owner(&mut self, dir: &Dir, key: &Key) -> Vec<String> {
+        let before = self.owners.remove(&key.1);
+        if let Some(slices) = before.as_ref().and_then(|owner| self.slices.get_mut(owner)) {
+            slices.remove(&key.1);
+        }
+        self.problems.remove(key);
+        let mut now = None;
+        if let Some(found) = dir.get(key)
+            && let Object::Slice(slice) = &found.object
+        {
+            now = slice::owner(slice);
+            match &now {
+                Some(owner) => {
+                    self.owners.insert(key.1.clone(), owner.clone());
+                    self.slices.entry(owner.clone()).or_default().insert(key.1.clone());
+                }
+                None => {
+                    let mut faults = Faults::new(key, found);
+                    let remedy = "add the label kubernetes.io/service-name";
+                    faults.add("metadata.labels", "names no Service".to_owned(), remedy);
+                    self.problems.insert(key.clone(), faults.problems);
                 }
             }
-            Object::Node(n) => {
-                for a in n.status.addresses.iter().filter(|a| a.r#type.ends_with("IP")) {
-                    match a.address.parse::<IpAddr>() {
-                        Ok(addr) => drop(world.node_addresses.insert(addr)),
-                        Err(_) => {
-                            faults.add("status.addresses", format!("{:?} is no IP address", a.address), "correct it")
-                        }
-                    }
+        }
+        before.into_iter().chain(now).collect()
+    }
+
+    /// Converts a Service with its slices; whether the world is another one now.
+    fn service(&mut self, dir: &Dir, name: &str) -> bool {
+        let key = (Kind::Service, name.to_owned());
+        self.foreign.remove(name);
+        self.problems.remove(&key);
+        let mut problems = Vec::new();
+        let (mut service, mut publish) = (None, false);
+        if let Some(found) = dir.get(&key)
+            && let Object::Service(object) = &found.object
+        {
+            if service::is_ours(object) {
+                let mut faults = Faults::new(&key, found);
+                service = Some(service::convert(object, &mut faults));
+                publish = object.spec.publish_not_ready_addresses;
+                problems.append(&mut faults.problems);
+            } else if service::is_balanced(object) {
+                self.foreign.insert(name.to_owned(), (service::addresses(object), found.clone()));
+            }
+        }
+        for slice in self.slices.get(name).into_iter().flatten() {
+            let key = (Kind::Slice, slice.clone());
+            if let Some(found) = dir.get(&key)
+                && let Object::Slice(object) = &found.object
+            {
+                let mut faults = Faults::new(&key, found);
+                let endpoints = slice::convert(object, publish, &mut faults);
+                problems.append(&mut faults.problems);
+                if let Some(service) = &mut service {
+                    service.endpoints.extend(endpoints);
                 }
             }
-            Object::NodeAgent(a) => agents.push((a, name.clone())),
-            Object::Slice(_) => {}
+        }
+        if self.slices.get(name).is_some_and(BTreeSet::is_empty) {
+            self.slices.remove(name);
+        }
+        if !problems.is_empty() {
+            self.problems.insert(key, problems);
+        }
+        match (service, self.world.services.get(name)) {
+            (None, None) => false,
+            (None, Some(_)) => self.world.services.remove(name).is_some(),
+            (Some(mut new), old) => {
+                // The order of slices says nothing.
+                new.endpoints.sort();
+                new.endpoints.dedup();
+                let differs = old.is_none_or(|old| **old != new);
+                if differs {
+                    self.world.services.insert(name.to_owned(), Arc::new(new));
+                }
+                differs
+            }
         }
     }
-    for ((kind, name), (object, origin)) in &listing.objects {
-        if let Object::Slice(s) = object {
-            let mut faults = Faults { object: format!("{kind} {name}"), origin, problems: &mut problems };
-            slice(s, &unready_counts, &mut world.services, &mut faults);
-        }
-    }
-    // One named as the node wins over the one for all, as PureLB's `default` does.
-    let of_node = |(_, name): &&(&o::NodeAgent, String)| name.ends_with(&format!("/{node}"));
-    if let Some((agent, _)) = agents.iter().find(of_node).or_else(|| agents.first()) {
-        world.datapath = datapath(&agent.spec.datapath);
-    }
-    (world, problems)
-}
 
-fn datapath(d: &o::Datapath) -> Datapath {
-    Datapath {
-        interfaces: d.interfaces.clone(),
-        hook: match d.hook {
-            o::Hook::Auto => Hook::Auto,
-            o::Hook::Xdp => Hook::Xdp,
-            o::Hook::XdpGeneric => Hook::XdpGeneric,
-            o::Hook::Tcx => Hook::Tcx,
-        },
-        mode: match d.mode {
-            o::Mode::Auto => Mode::Auto,
-            o::Mode::Stack => Mode::Stack,
-            o::Mode::Fast => Mode::Fast,
-            o::Mode::Off => Mode::Off,
-        },
-        unknown_ports_pass: matches!(d.unknown_ports, o::UnknownPorts::Pass),
-        prefer_local: d.cluster_traffic.map(|c| matches!(c, o::ClusterTraffic::PreferLocal)),
+    fn update_nodes(&mut self, dir: &Dir) {
+        let mut ranges = BTreeSet::new();
+        self.nodes.clear();
+        self.of_nodes.clear();
+        for (key, found) in dir.all(Kind::Node) {
+            let Object::Node(node) = &found.object else { continue };
+            let mut faults = Faults::new(key, found);
+            for a in node.status.addresses.iter().filter(|a| a.r#type.ends_with("IP")) {
+                match a.address.parse::<IpAddr>() {
+                    Ok(addr) => drop(self.nodes.insert(addr)),
+                    Err(_) => faults.add("status.addresses", format!("{:?} is no IP address", a.address), "correct it"),
+                }
+            }
+            for range in node.spec.pod_cidrs.iter().flatten() {
+                match range.parse::<IpNet>() {
+                    Ok(net) => drop(ranges.insert(net.trunc())),
+                    Err(_) => faults.add("spec.podCIDRs", format!("{range:?} is no CIDR"), "write it as 10.1.2.0/24"),
+                }
+            }
+            self.of_nodes.append(&mut faults.problems);
+        }
+        self.world.pod_ranges = ranges;
+        self.node_addresses();
     }
-}
 
-fn service(s: &o::Service, faults: &mut Faults<'_>) -> Option<Service> {
-    let ours = s.spec.load_balancer_class.as_deref().is_none_or(|c| c == CLASS);
-    if s.spec.r#type != "LoadBalancer" || !ours {
-        return None;
-    }
-    let mut out = Service { origin: faults.origin.to_owned(), ..Service::default() };
-    for ip in s.status.load_balancer.ingress.iter().filter_map(|i| i.ip.as_deref()) {
-        match ip.parse::<IpAddr>() {
-            Ok(addr) => drop(out.vips.insert(addr)),
-            Err(_) => faults.add("status.loadBalancer.ingress.ip", format!("{ip:?} is no IP address"), "correct it"),
+    /// Services of another class are never judged (D5), so an address that one shares with ours is a fault.
+    fn contest(&self) -> Vec<Problem> {
+        let mut others: BTreeMap<IpAddr, (&String, &Arc<Found>)> = BTreeMap::new();
+        for (name, (addresses, found)) in &self.foreign {
+            others.extend(addresses.iter().map(|addr| (*addr, (name, found))));
         }
-    }
-    let mut seen = BTreeSet::new();
-    for port in &s.spec.ports {
-        let word = port.protocol.as_deref().unwrap_or("TCP");
-        let protocol = match protocol(word) {
-            Ok(protocol) => protocol,
-            Err(message) => {
-                faults.add("spec.ports.protocol", message, "use TCP, UDP or SCTP");
-                continue;
-            }
-        };
-        if !seen.insert((port.port, word.to_owned())) {
-            let message = format!("port {} {word} stands twice", port.port);
-            faults.add("spec.ports", message, "remove one of them");
-            continue;
-        }
-        out.ports.push(ServicePort { name: port.name.clone().unwrap_or_default(), port: port.port, protocol });
-    }
-    let mut bad_range = false;
-    for range in &s.spec.load_balancer_source_ranges {
-        match range.trim().parse::<IpNet>() {
-            Ok(net) => drop(out.source_ranges.insert(net.trunc())),
-            Err(_) => {
-                bad_range = true;
-                faults.add(
-                    "spec.loadBalancerSourceRanges",
-                    format!("{range:?} is no CIDR"),
-                    "write it as 192.0.2.0/24",
-                );
+        let mut out = Vec::new();
+        for (ours, service) in self.world.services.iter().filter(|_| !others.is_empty()) {
+            for (addr, (name, found)) in service.vips.iter().filter_map(|vip| Some((vip, others.get(vip)?))) {
+                let mut faults = Faults::new(&(Kind::Service, (*name).clone()), found);
+                let message = format!("{addr} also belongs to Service {ours}, which is ours and is served");
+                faults.add("status.loadBalancer.ingress", message, "give one of them another address");
+                out.append(&mut faults.problems);
             }
         }
-    }
-    if bad_range && out.source_ranges.is_empty() {
-        // An unreadable list must never open the service to everybody.
-        let nobody = ["255.255.255.255/32", "ff00::/128"];
-        out.source_ranges.extend(nobody.iter().filter_map(|n| n.parse::<IpNet>().ok()));
-    }
-    out.local_policy = match s.spec.external_traffic_policy.as_deref() {
-        None | Some("Cluster" | "") => false,
-        Some("Local") => true,
-        Some(other) => {
-            faults.add(
-                "spec.externalTrafficPolicy",
-                format!("{other:?} is unknown; Cluster is assumed"),
-                "use Local or Cluster",
-            );
-            false
-        }
-    };
-    out.affinity = match s.spec.session_affinity.as_deref() {
-        None | Some("None" | "") => None,
-        Some("ClientIP") => {
-            let config = s.spec.session_affinity_config.as_ref().and_then(|c| c.client_ip.as_ref());
-            Some(config.and_then(|c| c.timeout_seconds).unwrap_or(10_800))
-        }
-        Some(other) => {
-            faults.add(
-                "spec.sessionAffinity",
-                format!("{other:?} is unknown; None is assumed"),
-                "use ClientIP or None",
-            );
-            None
-        }
-    };
-    let annotated = s.metadata.annotations.get("purelb.io/prefer-local").is_some_and(|v| v == "true");
-    out.prefer_local = annotated || s.spec.traffic_distribution.as_deref() == Some("PreferSameNode");
-    Some(out)
-}
-
-fn protocol(word: &str) -> Result<Option<Protocol>, String> {
-    match word {
-        "TCP" => Ok(Some(Protocol::Tcp)),
-        "UDP" => Ok(Some(Protocol::Udp)),
-        "SCTP" => Ok(None),
-        other => Err(format!("protocol {other:?} is unknown")),
-    }
-}
-
-fn slice(
-    s: &o::EndpointSlice,
-    unready_counts: &BTreeSet<String>,
-    services: &mut BTreeMap<String, Service>,
-    faults: &mut Faults<'_>,
-) {
-    let Some(owner) = s.metadata.labels.get("kubernetes.io/service-name") else {
-        let remedy = "add the label kubernetes.io/service-name";
-        return faults.add("metadata.labels", "names no Service".to_owned(), remedy);
-    };
-    let namespace = if s.metadata.namespace.is_empty() { "default" } else { &s.metadata.namespace };
-    let full = format!("{namespace}/{owner}");
-    let v4 = match s.address_type.as_str() {
-        "IPv4" => true,
-        "IPv6" => false,
-        other => {
-            return faults.add("addressType", format!("{other:?} cannot be balanced"), "use IPv4 or IPv6");
-        }
-    };
-    let mut endpoints = Vec::new();
-    for (index, endpoint) in s.endpoints.iter().flatten().enumerate() {
-        let Some(text) = endpoint.addresses.first() else { continue };
-        match text.parse::<IpAddr>() {
-            Ok(addr) if addr.is_ipv4() == v4 => endpoints.push((addr, endpoint)),
-            _ => {
-                let message = format!("{text:?} is no {} address", s.address_type);
-                faults.add(&format!("endpoints[{index}].addresses"), message, "correct it");
-            }
-        }
-    }
-    let mut found = Vec::new();
-    for port in s.ports.iter().flatten() {
-        let protocol = match protocol(port.protocol.as_deref().unwrap_or("TCP")) {
-            Ok(Some(protocol)) => protocol,
-            Ok(None) => continue,
-            Err(message) => {
-                faults.add("ports.protocol", message, "use TCP, UDP or SCTP");
-                continue;
-            }
-        };
-        let target = match port.port {
-            Some(target) if target != 0 => target,
-            _ => {
-                faults.add("ports.port", "0 or no port cannot be reached".to_owned(), "name the target port");
-                continue;
-            }
-        };
-        for &(addr, endpoint) in &endpoints {
-            let c = &endpoint.conditions;
-            let ready = c.ready.unwrap_or(true) || unready_counts.contains(&full);
-            let state = match (c.terminating.unwrap_or(false), ready) {
-                (true, _) => EndpointState::Terminating,
-                (false, true) => EndpointState::Ready,
-                (false, false) => EndpointState::Unready,
-            };
-            found.push(Endpoint {
-                addr,
-                port_name: port.name.clone().unwrap_or_default(),
-                protocol,
-                port: target,
-                node: endpoint.node_name.clone(),
-                state,
-                serving: c.serving.unwrap_or(ready),
-            });
-        }
-    }
-    if let Some(service) = services.get_mut(&full) {
-        service.endpoints.extend(found);
+        out
     }
 }

@@ -1,273 +1,249 @@
-//! Finds, parses and watches the files. The last good version of an object stays while its file is
-//! broken; a missing or empty folder is not a list (D18).
+//! The folder as it was last read: which file holds which object. The last good version of an object
+//! stays while its file is broken or cannot be read; a missing or empty folder is not a list (D18).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::sync::Arc;
 
 use purelb_plan::problem::Problem;
-use serde::de::DeserializeOwned;
-use serde_yaml_ng::Value;
 
-use super::objects::{EndpointSlice, Node, NodeAgent, Service};
-
-const LARGEST: u64 = 8 << 20;
-
-/// An object we know.
-#[derive(Clone, Debug)]
-pub enum Object {
-    /// v1
-    Service(Box<Service>),
-    /// discovery.k8s.io/v1
-    Slice(Box<EndpointSlice>),
-    /// v1
-    Node(Box<Node>),
-    /// purelb.io/v2
-    NodeAgent(Box<NodeAgent>),
-}
-
-/// Kind and `namespace/name`.
-pub type Key = (String, String);
-
-/// All objects with where they were read, and what could not be read.
-#[derive(Clone, Debug, Default)]
-pub struct Listing {
-    /// The objects.
-    pub objects: BTreeMap<Key, (Object, String)>,
-    /// Faults.
-    pub problems: Vec<Problem>,
-}
+use super::look::Look;
+use super::parse::{Found, Key, Kind, fault, label};
+use super::read::{Reading, read_all};
+use super::walk::{Place, Stamp, Walk, is_dotted, is_manifest, place, walk};
 
 #[derive(Debug, Default)]
 struct File {
-    stamp: Option<(SystemTime, u64)>,
-    objects: BTreeMap<Key, (Object, String)>,
+    /// `None`: must be read again whatever the stamp.
+    stamp: Option<Stamp>,
+    objects: BTreeMap<Key, Arc<Found>>,
     problems: Vec<Problem>,
 }
 
-/// The folder as it was last read.
+/// The folder.
 #[derive(Debug)]
 pub struct Dir {
     root: PathBuf,
     skip: PathBuf,
-    files: BTreeMap<PathBuf, File>,
+    files: BTreeMap<Arc<Path>, File>,
+    folders: BTreeSet<PathBuf>,
+    /// Which files define a key; the first counts.
+    holders: BTreeMap<Key, BTreeSet<Arc<Path>>>,
+    /// Keys with several holders.
+    twice: BTreeSet<Key>,
+    /// What the last walk could not see.
+    hidden: Vec<Problem>,
+    /// Why there is no list now.
+    missing: Option<Problem>,
 }
+
+/// What a look found.
+type Seen = BTreeMap<PathBuf, Option<Reading>>;
 
 impl Dir {
     /// `skip` is the state folder, which may lie inside.
     #[must_use]
-    pub fn new(root: PathBuf, skip: PathBuf) -> Self {
-        Self { root, skip, files: BTreeMap::new() }
+    pub fn new(root: &Path, skip: &Path) -> Self {
+        // The watcher names absolute paths.
+        let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        Self {
+            root: absolute(root),
+            skip: absolute(skip),
+            files: BTreeMap::new(),
+            folders: BTreeSet::new(),
+            holders: BTreeMap::new(),
+            twice: BTreeSet::new(),
+            hidden: Vec::new(),
+            missing: None,
+        }
     }
 
-    /// Reads what changed. `None`: the folder is missing or holds no manifest, so nothing may be concluded.
-    pub fn scan(&mut self) -> Option<Listing> {
-        let mut found = BTreeMap::new();
-        let mut problems = Vec::new();
-        let mut visited = BTreeSet::new();
-        self.walk(&self.root.clone(), &mut visited, &mut found, &mut problems);
-        self.files.retain(|path, _| found.contains_key(path));
-        for (path, stamp) in found {
-            let file = self.files.entry(path.clone()).or_default();
-            if file.stamp != Some(stamp) {
-                file.stamp = Some(stamp);
-                read(&path, stamp.1, file);
+    /// Reads what may have changed; the keys of objects that came, went or differ.
+    pub fn scan(&mut self, look: &Look) -> BTreeSet<Key> {
+        let seen = match look {
+            Look::Paths(paths) if self.missing.is_none() => self.named(paths).unwrap_or_else(|| self.everything()),
+            _ => self.everything(),
+        };
+        let some_left = self.files.iter().any(|(path, file)| match seen.get(&**path) {
+            None => !file.objects.is_empty(),
+            Some(Some(reading)) => reading.keeps(&file.objects),
+            Some(None) => false,
+        });
+        let listed = some_left || seen.values().flatten().any(|reading| !reading.objects.is_empty());
+        self.missing = (!listed).then(|| {
+            let message = "is missing or holds no object; nothing is concluded from that".to_owned();
+            fault(&format!("folder {}", self.root.display()), "", message, "put the manifests there")
+        });
+        let mut changed = BTreeSet::new();
+        for (path, reading) in seen {
+            match reading {
+                Some(reading) => self.put(path.into(), reading, listed, &mut changed),
+                None if listed => self.take(&path, &mut changed),
+                None => {}
             }
         }
-        if self.files.is_empty() {
-            return None;
-        }
-        let mut out = Listing { objects: BTreeMap::new(), problems };
-        for file in self.files.values() {
-            out.problems.extend(file.problems.iter().cloned());
-            for (key, (object, origin)) in &file.objects {
-                if let Some((_, first)) = out.objects.get(key) {
-                    out.problems.push(fault(
-                        &format!("{} {}", key.0, key.1),
-                        origin,
-                        format!("is defined a second time; {first} counts"),
-                        "remove one of them",
-                    ));
-                } else {
-                    out.objects.insert(key.clone(), (object.clone(), origin.clone()));
-                }
-            }
-        }
-        Some(out)
+        changed
     }
 
-    fn walk(
-        &self,
-        folder: &Path,
-        visited: &mut BTreeSet<PathBuf>,
-        found: &mut BTreeMap<PathBuf, (SystemTime, u64)>,
-        problems: &mut Vec<Problem>,
+    /// No list was ever seen.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.holders.is_empty()
+    }
+
+    /// The object of a key that counts.
+    #[must_use]
+    pub fn get(&self, key: &Key) -> Option<&Arc<Found>> {
+        self.holders.get(key).and_then(|paths| self.files.get(paths.first()?)?.objects.get(key))
+    }
+
+    /// All objects of a kind.
+    pub fn all(&self, kind: Kind) -> impl Iterator<Item = (&Key, &Arc<Found>)> {
+        let keys = self.holders.range((kind, String::new())..).map(|(key, _)| key);
+        keys.take_while(move |key| key.0 == kind).filter_map(|key| Some((key, self.get(key)?)))
+    }
+
+    /// What is wrong with the files.
+    #[must_use]
+    pub fn problems(&self) -> Vec<Problem> {
+        let mut out: Vec<Problem> = self.missing.iter().chain(&self.hidden).cloned().collect();
+        out.extend(self.files.values().flat_map(|f| f.problems.iter().cloned()));
+        for key in &self.twice {
+            let origin = |path: &Arc<Path>| Some(self.files.get(path)?.objects.get(key)?.origin.clone());
+            let mut origins = self.holders.get(key).into_iter().flatten().filter_map(origin);
+            let first = origins.next().unwrap_or_default();
+            out.extend(origins.map(|origin| {
+                let message = format!("is defined a second time; {first} counts");
+                fault(&label(key), &origin, message, "remove one of them")
+            }));
+        }
+        out
+    }
+
+    /// The named files; `None` when a path says more than that a file changed.
+    fn named(&self, paths: &BTreeSet<PathBuf>) -> Option<Seen> {
+        let mut seen = Seen::new();
+        let mut read = Vec::new();
+        for path in paths {
+            let folder = path.parent()?;
+            if path.starts_with(&self.skip)
+                || folder.ancestors().any(|f| f != self.root && f.starts_with(&self.root) && is_dotted(f))
+            {
+                continue;
+            }
+            // `..data` of a ConfigMap leads to new versions of everything.
+            if self.folders.contains(path) || path.file_name()?.as_encoded_bytes().starts_with(b"..") {
+                return None;
+            }
+            if is_dotted(path) {
+                continue;
+            }
+            match place(path) {
+                Place::Folder => return None,
+                _ if !is_manifest(path) => {}
+                _ if !self.folders.contains(folder) => return None,
+                Place::File(stamp) => read.push((path.clone(), stamp)),
+                Place::Nothing => drop(seen.insert(path.clone(), None)),
+                Place::Hidden(error) => drop(seen.insert(path.clone(), Some(Reading::hidden(path, &error)))),
+            }
+        }
+        seen.extend(read_all(read));
+        Some(seen)
+    }
+
+    /// All files whose stamp differs from the last time.
+    fn everything(&mut self) -> Seen {
+        let mut found = walk(&self.root, &self.skip);
+        if self.files.keys().any(|path| is_gone(&found, path)) {
+            // A rename while the folder is listed can hide a file under both names: what is gone is gone twice.
+            found = walk(&self.root, &self.skip);
+        }
+        let mut seen: Seen =
+            self.files.keys().filter(|p| is_gone(&found, p)).map(|p| (p.to_path_buf(), None)).collect();
+        self.hidden = found
+            .hidden
+            .iter()
+            .filter(|(path, _)| !self.files.contains_key(path.as_path()))
+            .flat_map(|(path, error)| Reading::hidden(path, error).problems)
+            .collect();
+        for (path, error) in found.hidden.iter().filter(|(path, _)| self.files.contains_key(path.as_path())) {
+            seen.insert(path.clone(), Some(Reading::hidden(path, error)));
+        }
+        self.folders = found.folders;
+        let known = |path: &Path| self.files.get(path).and_then(|f| f.stamp);
+        seen.extend(read_all(found.files.into_iter().filter(|(path, stamp)| known(path) != Some(*stamp)).collect()));
+        seen
+    }
+
+    /// `listed`: the folder as a whole is a list, so an object that is not there is gone.
+    fn put(&mut self, path: Arc<Path>, reading: Reading, listed: bool, changed: &mut BTreeSet<Key>) {
+        let old = self.files.remove(&path).unwrap_or_default();
+        let keeps = !listed || reading.keeps(&old.objects);
+        let Reading { stamp, mut objects, mut problems, blank, .. } = reading;
+        for (key, found) in &mut objects {
+            // The very same object again is the same `Arc` again.
+            if let Some(same) = old.objects.get(key).filter(|o| *o == found) {
+                *found = same.clone();
+            }
+        }
+        if keeps {
+            for (key, found) in &old.objects {
+                objects.entry(key.clone()).or_insert_with(|| found.clone());
+            }
+        }
+        if blank && !old.objects.is_empty() {
+            let name = path.display().to_string();
+            let message = "is empty now; what it held still counts".to_owned();
+            problems.push(fault(&format!("file {name}"), &name, message, "remove the file to remove its objects"));
+        }
+        self.swap(&path, &old.objects, &objects, changed);
+        self.files.insert(path, File { stamp, objects, problems });
+    }
+
+    fn take(&mut self, path: &Path, changed: &mut BTreeSet<Key>) {
+        if let Some((path, file)) = self.files.remove_entry(path) {
+            self.swap(&path, &file.objects, &BTreeMap::new(), changed);
+        }
+    }
+
+    /// Changes who holds the keys that `path` held and holds from now on.
+    fn swap(
+        &mut self,
+        path: &Arc<Path>,
+        old: &BTreeMap<Key, Arc<Found>>,
+        new: &BTreeMap<Key, Arc<Found>>,
+        changed: &mut BTreeSet<Key>,
     ) {
-        // A loop of links comes back to a folder that was visited.
-        if folder == self.skip || !fs::canonicalize(folder).is_ok_and(|real| visited.insert(real)) {
-            return;
-        }
-        let Ok(entries) = fs::read_dir(folder) else { return };
-        // Names with a leading dot are not manifests: editors' files, and `..data` of a mounted ConfigMap.
-        let hidden = |p: &PathBuf| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with('.'));
-        let mut entries: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).filter(|p| !hidden(p)).collect();
-        entries.sort();
-        for path in entries {
-            let manifest = path.extension().is_some_and(|e| e == "yaml" || e == "yml" || e == "json");
-            match fs::metadata(&path) {
-                Ok(meta) if meta.is_dir() => self.walk(&path, visited, found, problems),
-                Ok(meta) if meta.is_file() && manifest => {
-                    found.insert(path, (meta.modified().unwrap_or(SystemTime::UNIX_EPOCH), meta.len()));
+        for key in old.keys().filter(|key| !new.contains_key(*key)) {
+            if let Some(holders) = self.holders.get_mut(key) {
+                holders.remove(path);
+                if holders.len() < 2 {
+                    self.twice.remove(key);
                 }
-                Err(error) if manifest => {
-                    let origin = path.display().to_string();
-                    problems.push(fault(
-                        &format!("file {origin}"),
-                        &origin,
-                        error.to_string(),
-                        "make the file readable",
-                    ));
+                if holders.is_empty() {
+                    self.holders.remove(key);
                 }
-                _ => {}
+            }
+            changed.insert(key.clone());
+        }
+        for (key, found) in new {
+            let before = old.get(key);
+            if before.is_some_and(|o| Arc::ptr_eq(o, found)) {
+                continue;
+            }
+            changed.insert(key.clone());
+            if before.is_none() {
+                let holders = self.holders.entry(key.clone()).or_default();
+                holders.insert(path.clone());
+                if holders.len() > 1 {
+                    self.twice.insert(key.clone());
+                }
             }
         }
     }
 }
 
-fn fault(object: &str, origin: &str, message: String, remedy: &str) -> Problem {
-    Problem {
-        object: object.to_owned(),
-        field: String::new(),
-        message,
-        remedy: remedy.to_owned(),
-        origin: origin.to_owned(),
-    }
-}
-
-/// Parses a file into `file`; what it held before stays wherever the new text has a fault.
-fn read(path: &Path, length: u64, file: &mut File) {
-    let name = path.display().to_string();
-    let mut problems = Vec::new();
-    let mut objects = BTreeMap::new();
-    if length > LARGEST {
-        problems.push(fault(
-            &format!("file {name}"),
-            &name,
-            format!("{length} bytes are too many"),
-            "keep files below 8 MiB",
-        ));
-    } else {
-        match fs::read(path).map(String::from_utf8) {
-            Ok(Ok(text)) => documents(&name, &text, &mut objects, &mut problems),
-            Ok(Err(_)) => problems.push(fault(
-                &format!("file {name}"),
-                &name,
-                "is not UTF-8 text".to_owned(),
-                "write YAML or JSON",
-            )),
-            Err(error) => {
-                problems.push(fault(&format!("file {name}"), &name, error.to_string(), "make the file readable"))
-            }
-        }
-    }
-    if problems.is_empty() {
-        file.objects = objects;
-    } else {
-        file.objects.extend(objects);
-    }
-    file.problems = problems;
-}
-
-fn documents(name: &str, text: &str, objects: &mut BTreeMap<Key, (Object, String)>, problems: &mut Vec<Problem>) {
-    let mut start = 1;
-    let mut document = String::new();
-    let lines = text.lines().map(Some).chain([None]);
-    for (number, line) in (1..).zip(lines) {
-        match line {
-            Some(line) if line != "---" && !line.starts_with("--- ") => {
-                document.push_str(line);
-                document.push('\n');
-            }
-            _ => {
-                parse(name, start, &document, objects, problems);
-                document.clear();
-                start = number + 1;
-            }
-        }
-    }
-}
-
-fn parse(
-    name: &str,
-    start: usize,
-    text: &str,
-    objects: &mut BTreeMap<Key, (Object, String)>,
-    problems: &mut Vec<Problem>,
-) {
-    // Comments before the object do not move its line.
-    let blank = text.lines().take_while(|l| l.trim().is_empty() || l.trim_start().starts_with('#')).count();
-    if blank == text.lines().count() {
-        return;
-    }
-    let origin = format!("{name}:{}", start + blank);
-    match serde_yaml_ng::from_str::<Value>(text) {
-        Ok(value) => object(value, &origin, objects, problems),
-        Err(error) => {
-            let line = error.location().map_or(start + blank, |l| start + l.line().max(1) - 1);
-            let origin = format!("{name}:{line}");
-            problems.push(fault(&format!("file {name}"), &origin, error.to_string(), "correct the YAML"));
-        }
-    }
-}
-
-fn object(value: Value, origin: &str, objects: &mut BTreeMap<Key, (Object, String)>, problems: &mut Vec<Problem>) {
-    let text = |key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
-    let (kind, version) = (text("kind"), text("apiVersion"));
-    if kind.is_empty() || version.is_empty() {
-        problems.push(fault(
-            &format!("file {origin}"),
-            origin,
-            "is no Kubernetes object".to_owned(),
-            "add apiVersion and kind",
-        ));
-        return;
-    }
-    if kind.ends_with("List") {
-        let items = value.get("items").and_then(Value::as_sequence).cloned().unwrap_or_default();
-        for item in items {
-            object(item, origin, objects, problems);
-        }
-        return;
-    }
-    let named = |n: &str| value.get("metadata").and_then(|m| m.get(n)).and_then(Value::as_str).map(str::to_owned);
-    let name = named("name").unwrap_or_default();
-    let namespace = named("namespace").unwrap_or_else(|| "default".to_owned());
-    let full = if kind == "Node" { name.clone() } else { format!("{namespace}/{name}") };
-    let label = format!("{kind} {full}");
-    let parsed = match (version.as_str(), kind.as_str()) {
-        ("v1", "Service") => typed(value).map(|o| Object::Service(Box::new(o))),
-        ("discovery.k8s.io/v1", "EndpointSlice") => typed(value).map(|o| Object::Slice(Box::new(o))),
-        ("v1", "Node") => typed(value).map(|o| Object::Node(Box::new(o))),
-        ("purelb.io/v2" | "purelb.io/v1", "LBNodeAgent") => typed(value).map(|o| Object::NodeAgent(Box::new(o))),
-        _ => return,
-    };
-    let mut bad = |field: String, message: String, remedy: &str| {
-        problems.push(Problem { field, ..fault(&label, origin, message, remedy) });
-    };
-    match parsed {
-        _ if name.is_empty() => bad("metadata.name".to_owned(), "is missing".to_owned(), "name the object"),
-        Ok(object) => match objects.entry((kind, full)) {
-            std::collections::btree_map::Entry::Vacant(entry) => drop(entry.insert((object, origin.to_owned()))),
-            std::collections::btree_map::Entry::Occupied(entry) => {
-                let message = format!("is defined a second time; {} counts", entry.get().1);
-                bad(String::new(), message, "remove one of them");
-            }
-        },
-        Err((field, message)) => bad(field, message, "write the field as Kubernetes does"),
-    }
-}
-
-fn typed<T: DeserializeOwned>(value: Value) -> Result<T, (String, String)> {
-    serde_path_to_error::deserialize(value).map_err(|e| (e.path().to_string(), e.inner().to_string()))
+/// The walk did not meet the file, and saw every place where it could be.
+fn is_gone(walk: &Walk, path: &Path) -> bool {
+    !walk.files.contains_key(path) && !path.ancestors().any(|place| walk.hidden.contains_key(place))
 }

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 /// `metadata`
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Meta {
     /// Name.
@@ -14,12 +14,19 @@ pub struct Meta {
     pub namespace: String,
     /// Labels.
     pub labels: BTreeMap<String, String>,
-    /// Annotations.
+    /// Those of PureLB; others may be long and nothing here reads them.
+    #[serde(deserialize_with = "of_purelb")]
     pub annotations: BTreeMap<String, String>,
 }
 
+fn of_purelb<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<String, String>, D::Error> {
+    let mut all = BTreeMap::<String, String>::deserialize(from)?;
+    all.retain(|key, _| key.starts_with("purelb.io/"));
+    Ok(all)
+}
+
 /// v1 Service
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct Service {
     /// metadata
@@ -31,7 +38,7 @@ pub struct Service {
 }
 
 /// Service.spec
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct ServiceSpec {
     /// `LoadBalancer`, or not ours.
@@ -55,7 +62,7 @@ pub struct ServiceSpec {
 }
 
 /// spec.sessionAffinityConfig
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct AffinityConfig {
     /// clientIP
@@ -64,7 +71,7 @@ pub struct AffinityConfig {
 }
 
 /// spec.sessionAffinityConfig.clientIP
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct ClientIp {
     /// Seconds.
@@ -72,7 +79,7 @@ pub struct ClientIp {
 }
 
 /// spec.ports[]
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 pub struct ServicePort {
     /// Name.
     #[serde(default)]
@@ -85,7 +92,7 @@ pub struct ServicePort {
 }
 
 /// Service.status
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct ServiceStatus {
     /// loadBalancer
@@ -93,7 +100,7 @@ pub struct ServiceStatus {
 }
 
 /// status.loadBalancer
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct LoadBalancer {
     /// ingress
@@ -101,7 +108,7 @@ pub struct LoadBalancer {
 }
 
 /// status.loadBalancer.ingress[]
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct Ingress {
     /// Address.
@@ -109,7 +116,7 @@ pub struct Ingress {
 }
 
 /// discovery.k8s.io/v1 EndpointSlice
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EndpointSlice {
     /// metadata
@@ -126,7 +133,7 @@ pub struct EndpointSlice {
 }
 
 /// endpoints[]
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Endpoint {
     /// Addresses; all lead to the same endpoint.
@@ -138,7 +145,7 @@ pub struct Endpoint {
 }
 
 /// endpoints[].conditions
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct Conditions {
     /// Unknown counts as true.
@@ -150,7 +157,7 @@ pub struct Conditions {
 }
 
 /// ports[]
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct SlicePort {
     /// Name of the Service's port.
@@ -162,17 +169,28 @@ pub struct SlicePort {
 }
 
 /// v1 Node
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct Node {
     /// metadata
     pub metadata: Meta,
+    /// spec
+    pub spec: NodeSpec,
     /// status
     pub status: NodeStatus,
 }
 
+/// Node.spec
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct NodeSpec {
+    /// Ranges of its pods' addresses, of both families; may be absent.
+    #[serde(rename = "podCIDRs")]
+    pub pod_cidrs: Option<Vec<String>>,
+}
+
 /// Node.status
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct NodeStatus {
     /// addresses
@@ -180,96 +198,11 @@ pub struct NodeStatus {
 }
 
 /// Node.status.addresses[]
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct NodeAddress {
     /// InternalIP, ExternalIP, Hostname, ...
     pub r#type: String,
     /// The address.
     pub address: String,
-}
-
-/// purelb.io/v2 LBNodeAgent
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct NodeAgent {
-    /// metadata
-    pub metadata: Meta,
-    /// spec
-    pub spec: NodeAgentSpec,
-}
-
-/// LBNodeAgent.spec
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct NodeAgentSpec {
-    /// Our section.
-    pub datapath: Datapath,
-}
-
-/// LBNodeAgent.spec.datapath
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
-pub struct Datapath {
-    /// Names or /regex/.
-    pub interfaces: Vec<String>,
-    /// auto, stack, fast, off
-    pub mode: Mode,
-    /// auto, xdp, xdp-generic, tcx
-    pub hook: Hook,
-    /// KubeProxy or PreferLocal.
-    pub cluster_traffic: Option<ClusterTraffic>,
-    /// Drop or Pass.
-    pub unknown_ports: UnknownPorts,
-    /// Balance or Drop; later.
-    pub fragments: Option<String>,
-}
-
-/// datapath.mode
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Mode {
-    #[default]
-    /// Default.
-    Auto,
-    /// Normal forwarding.
-    Stack,
-    /// Later.
-    Fast,
-    /// Nothing attached.
-    Off,
-}
-
-/// datapath.hook
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Hook {
-    #[default]
-    /// Default.
-    Auto,
-    /// Native.
-    Xdp,
-    /// Generic.
-    XdpGeneric,
-    /// tcx ingress.
-    Tcx,
-}
-
-/// datapath.clusterTraffic
-#[derive(Clone, Copy, Debug, Deserialize)]
-pub enum ClusterTraffic {
-    /// Left to kube-proxy.
-    KubeProxy,
-    /// This node's endpoints first.
-    PreferLocal,
-}
-
-/// datapath.unknownPorts
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-pub enum UnknownPorts {
-    #[default]
-    /// Default.
-    Drop,
-    /// To the host.
-    Pass,
 }

@@ -4,13 +4,14 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use purelb_common::decide::{self, Flow, Tables};
+use purelb_common::decide::{self, Flow, Tables, Verdict};
 use purelb_common::table::{
     Affinity, AffinityKey, Config, Endpoint, FlowKey, Pin, RangeKey, Reply, ReplyKey, Rev, RevKey, Service, ServiceKey,
     Slot,
 };
 use purelb_common::verdict::Reason;
-use purelb_plan::observed::{Family, Frontend, Observed};
+use purelb_plan::apply::Twin;
+use purelb_plan::observed::{Family, Frontend};
 use purelb_plan::world::Protocol;
 
 /// Address bytes.
@@ -46,11 +47,11 @@ impl Chance {
 /// A flow as the client names it.
 pub type Name = (Addr, u16, u16);
 
-/// The maps; what the plan sees of them is in `observed`.
+/// The maps; what the plan sees of them is in `twin`.
 #[derive(Default)]
 pub struct Maps {
     /// The agent's part.
-    pub observed: RefCell<Observed>,
+    pub twin: RefCell<Twin>,
     pins: RefCell<BTreeMap<FlowKey<Addr>, Pin>>,
     affinity: RefCell<BTreeMap<AffinityKey<Addr>, Affinity>>,
     half_open: RefCell<BTreeMap<ReplyKey<Addr>, Reply<Addr>>>,
@@ -63,9 +64,9 @@ impl Maps {
         let (client, client_port, port) = flow;
         let flags = if syn { 0x02 } else { 0x10 };
         let flow = Flow { client, vip, client_port, port, flags };
-        let verdict = decide::decide::<Addr, _, 6>(self, config, &flow, tick).ok_or(Reason::UnknownPort)?;
-        match verdict.reason {
-            Reason::Forwarded => Ok(Some(verdict.endpoint.addr)),
+        let mut to = Verdict::none(vip);
+        match decide::decide::<Addr, _, 6>(self, config, &flow, tick, &mut to).ok_or(Reason::UnknownPort)? {
+            Reason::Forwarded => Ok(Some(to.addr)),
             Reason::PassedToProxy => Ok(None),
             other => Err(other),
         }
@@ -73,32 +74,29 @@ impl Maps {
 }
 
 impl Tables<Addr> for Maps {
-    fn service(&self, key: &ServiceKey<Addr>) -> Option<Service> {
+    type Service = Box<Service>;
+    type Endpoint = Box<Endpoint<Addr>>;
+    fn service(&self, key: &ServiceKey<Addr>) -> Option<Box<Service>> {
         let protocol = if key.proto == 6 { Protocol::Tcp } else { Protocol::Udp };
         let frontend = Frontend { vip: IpAddr::from(key.vip), port: key.port, protocol };
-        self.observed.borrow().services.get(&frontend).copied()
+        self.twin.borrow().observed.services.get(&frontend).map(|s| Box::new(*s))
     }
     fn in_range(&self, _: &RangeKey<Addr>) -> bool {
         true
     }
     fn slot(&self, index: u32) -> Slot {
-        let observed = self.observed.borrow();
-        let block = observed.blocks.range(..=index).next_back();
-        block.and_then(|(base, slots)| slots.get((index - base) as usize)).copied().unwrap_or_default()
+        self.twin.borrow().slot(index)
     }
     fn stamp(&self, index: u32, half: u32) {
-        let mut observed = self.observed.borrow_mut();
-        if let Some((base, slots)) = observed.blocks.range_mut(..=index).next_back()
-            && let Some(slot) = slots.get_mut((index - base) as usize)
-        {
-            *slot = Slot(slot.0 & 0xffff_ffff | u64::from(half) << 32);
-        }
+        let mut twin = self.twin.borrow_mut();
+        let slot = twin.slot(index).0 & 0xffff_ffff | u64::from(half) << 32;
+        twin.slots.insert(index, Slot(slot));
     }
-    fn endpoint(&self, id: u32) -> Option<Endpoint<Addr>> {
-        let observed = self.observed.borrow();
-        let e = observed.endpoints.get(&(Family::V4, id as u16))?;
+    fn endpoint(&self, id: u32) -> Option<Box<Endpoint<Addr>>> {
+        let twin = self.twin.borrow();
+        let e = twin.observed.endpoints.get(&(Family::V4, id as u16))?;
         let IpAddr::V4(addr) = e.addr else { return None };
-        Some(Endpoint { addr: addr.octets(), port: e.port, state: e.state, generation: e.generation })
+        Some(Box::new(Endpoint { addr: addr.octets(), port: e.port, state: e.state, generation: e.generation }))
     }
     fn pin(&self, key: &FlowKey<Addr>) -> Option<Pin> {
         self.pins.borrow().get(key).copied()
@@ -121,13 +119,18 @@ impl Tables<Addr> for Maps {
     fn remove_half_open(&self, key: &ReplyKey<Addr>) {
         self.half_open.borrow_mut().remove(key);
     }
-    fn reply(&self, key: &ReplyKey<Addr>) -> Option<Reply<Addr>> {
+    fn reply<const PROTO: u16>(&self, key: &ReplyKey<Addr>) -> Option<Reply<Addr>> {
         self.replies.borrow().get(key).copied()
     }
-    fn put_reply(&self, key: &ReplyKey<Addr>, value: &Reply<Addr>) {
+    fn put_reply<const PROTO: u16>(&self, key: &ReplyKey<Addr>, value: &Reply<Addr>) {
         self.replies.borrow_mut().insert(*key, *value);
     }
-    fn remove_reply(&self, key: &ReplyKey<Addr>) {
+    fn mark_reply<const PROTO: u16>(&self, key: &ReplyKey<Addr>, state: u16, used: u32) {
+        if let Some(r) = self.replies.borrow_mut().get_mut(key) {
+            (r.state, r.used) = (state, used);
+        }
+    }
+    fn remove_reply<const PROTO: u16>(&self, key: &ReplyKey<Addr>) {
         self.replies.borrow_mut().remove(key);
     }
     fn reverse(&self, _: &RevKey<Addr>) -> Option<Rev<Addr>> {
@@ -136,7 +139,10 @@ impl Tables<Addr> for Maps {
     fn direct(&self, _: &ReplyKey<Addr>) -> bool {
         false
     }
-    fn budget(&self, _: &Config, _: u32) -> bool {
+    fn in_cluster(&self, _: Addr) -> bool {
+        false
+    }
+    fn budget(&self, _: &Config, _: u16, _: u32) -> bool {
         true
     }
 }

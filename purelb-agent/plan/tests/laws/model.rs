@@ -3,11 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use purelb_common::table::Config;
-use purelb_plan::apply::apply;
-use purelb_plan::observed::Observed;
-use purelb_plan::plan::{Settings, plan};
+use purelb_plan::apply::Twin;
+use purelb_plan::observed::{Action, Observed};
+use purelb_plan::plan::{Planner, Settings, plan};
 use purelb_plan::world::{Endpoint, EndpointState, Protocol, Service, ServicePort, World};
 
 use crate::maps::{Addr, Chance, Maps, Name};
@@ -73,8 +74,8 @@ pub fn tcp(port: u16) -> ServicePort {
 
 /// Empty maps of some size.
 #[must_use]
-pub fn empty() -> Observed {
-    Observed { capacity: 1 << 20, ..Observed::default() }
+pub fn empty() -> Twin {
+    Twin { observed: Observed { capacity: 1 << 20, ..Observed::default() }, ..Twin::default() }
 }
 
 struct Model {
@@ -87,6 +88,8 @@ struct Model {
     flows: BTreeMap<Name, (Option<Addr>, u32)>,
     clients: BTreeMap<Addr, (Addr, u32)>,
     planned: bool,
+    planner: Planner,
+    begun: bool,
     count: Count,
 }
 
@@ -103,7 +106,7 @@ pub fn run(seed: u64, kind: Kind, steps: u32) -> Count {
         ..Service::default()
     };
     let maps = Maps::default();
-    maps.observed.replace(empty());
+    maps.twin.replace(empty());
     // Half of the runs see the clock wrap.
     let now = if seed.is_multiple_of(2) { 5000 } else { u32::MAX - 20_000 };
     let mut model = Model {
@@ -116,6 +119,8 @@ pub fn run(seed: u64, kind: Kind, steps: u32) -> Count {
         flows: BTreeMap::new(),
         clients: BTreeMap::new(),
         planned: false,
+        planner: Planner::default(),
+        begun: false,
         count: Count::default(),
     };
     for _ in 0..=model.chance.below(4) {
@@ -186,17 +191,43 @@ impl Model {
         for life in (0..lives).rev() {
             let world = World {
                 node: "n".to_owned(),
-                services: [("default/web".to_owned(), self.service.clone())].into(),
+                services: [("default/web".to_owned(), Arc::new(self.service.clone()))].into(),
                 kube_proxy: self.kind.pass,
                 live: self.kind.pass && !self.planned,
                 ..World::default()
             };
-            let mut actions = plan(&world, &self.maps.observed.borrow(), &SETTINGS, self.now).actions;
+            // Now and then everything is looked at, as the agent does when time has passed; a new agent knows nothing.
+            let all = self.chance.permille(300);
+            if all {
+                self.planner.forget();
+            }
+            let mut actions = {
+                let twin = self.maps.twin.borrow();
+                let actions = self.planner.plan(&world, &twin.observed, &*twin, &SETTINGS, self.now).actions;
+                if all {
+                    let stranger = plan(&world, &twin.observed, &*twin, &SETTINGS, self.now).actions;
+                    assert_eq!(actions, stranger, "a planner that remembers plans something else");
+                }
+                actions
+            };
+            // What it remembers is how things are: whoever looks at everything finds nothing but the passing of time.
+            if self.chance.permille(100) {
+                let mut done = self.maps.twin.borrow().clone();
+                actions.iter().for_each(|a| done.apply(a));
+                let never = Settings { settle: u32::MAX / 2, ..SETTINGS };
+                let rest = plan(&world, &done.observed, &done, &never, self.now).actions;
+                assert_eq!(rest, [], "the planner overlooked something");
+            }
             if life > 0 {
                 actions.truncate(self.chance.below(actions.len() as u64 + 1) as usize);
+                self.planner = Planner::default();
             }
             for action in &actions {
-                apply(&mut self.maps.observed.borrow_mut(), action);
+                self.maps.twin.borrow_mut().apply(action);
+                if let Action::PutService(_, new) = action {
+                    self.count.epochs += u32::from(new.span() == 0 && self.begun);
+                    self.begun = new.span() != 0;
+                }
                 if self.kind.between && self.planned {
                     self.speak();
                     self.speak();
@@ -204,9 +235,9 @@ impl Model {
             }
             self.planned |= life == 0;
         }
-        let observed = self.maps.observed.borrow();
-        self.count.epochs = observed.services.values().map(|s| s.epoch).max().unwrap_or(0);
-        self.count.slots = self.count.slots.max(observed.blocks.values().map(Vec::len).max().unwrap_or(0));
+        let twin = self.maps.twin.borrow();
+        let longest = twin.observed.services.values().map(|s| s.mask as usize + 1).max().unwrap_or(0);
+        self.count.slots = self.count.slots.max(longest);
     }
 
     fn ready(&self, addr: Addr) -> bool {
