@@ -22,6 +22,7 @@ pub struct Agent {
     bpf_root: PathBuf,
     state: PathBuf,
     log: PathBuf,
+    more: Vec<String>,
     child: Option<Child>,
 }
 
@@ -50,8 +51,14 @@ impl Agent {
             bpf_root,
             state: folder.join(format!("state-{node}")),
             log: folder.join(format!("{node}.log")),
+            more: Vec::new(),
             child: None,
         }
+    }
+
+    /// Further arguments from the next start on.
+    pub fn add_args(&mut self, more: &[&str]) {
+        self.more.extend(more.iter().map(|arg| (*arg).to_owned()));
     }
 
     /// Starts the process.
@@ -68,6 +75,7 @@ impl Agent {
             .arg(&self.bpf_root)
             .arg("--state")
             .arg(&self.state)
+            .args(&self.more)
             .env("RUST_LOG", "info")
             .stdin(Stdio::null())
             .stdout(copy(&log)?)
@@ -123,6 +131,51 @@ impl Agent {
             command.args(["-o", "json"]);
         }
         sys::output(&mut command)
+    }
+
+    /// `HOOK attached` or `HOOK refused` of an uplink; empty when `status` does not know it.
+    pub fn uplink(&self, name: &str) -> Result<String> {
+        let status = self.query(&["status"])?;
+        let uplinks = status.get("uplinks").and_then(Value::as_array).context("status: no `uplinks`")?;
+        let found = uplinks.iter().find(|uplink| uplink.get("name").and_then(Value::as_str) == Some(name));
+        Ok(found.map_or_else(String::new, |uplink| {
+            let hook = uplink.get("hook").and_then(Value::as_str).unwrap_or_default();
+            let attached = uplink.get("attached") == Some(&Value::Bool(true));
+            format!("{hook} {}", if attached { "attached" } else { "refused" })
+        }))
+    }
+
+    /// Waits until an uplink is as `wanted` says, in the words of [`Agent::uplink`].
+    pub fn wait_uplink(&self, name: &str, wanted: &str) -> Result<()> {
+        let what = format!("uplink {name} is {wanted:?}");
+        let result = sys::wait_for(&what, Duration::from_secs(10), || {
+            let found = self.uplink(name)?;
+            anyhow::ensure!(found == wanted, "it is {found:?}");
+            Ok(true)
+        });
+        result.with_context(|| self.log_tail())
+    }
+
+    /// The problems that `status` names, as one JSON text.
+    pub fn problems(&self) -> Result<String> {
+        Ok(self.query(&["status"])?.get("problems").context("status: no `problems`")?.to_string())
+    }
+
+    /// Waits until `status` names a problem with all of these words.
+    pub fn wait_problem(&self, words: &[&str]) -> Result<()> {
+        sys::wait_for(&format!("status names a problem with {words:?}"), Duration::from_secs(10), || {
+            let status = self.query(&["status"])?;
+            let problems = status.get("problems").and_then(Value::as_array).context("status: no `problems`")?;
+            let found = problems.iter().any(|one| words.iter().all(|word| one.to_string().contains(word)));
+            anyhow::ensure!(found, "the problems are {problems:?}");
+            Ok(true)
+        })
+    }
+
+    /// Its process id while it runs.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
     }
 
     /// How many packets that reason has counted.

@@ -26,7 +26,7 @@ pub const EPOCH: u32 = 3;
 /// A service whose slots begin at `1024 * (id - 1)`.
 #[must_use]
 pub const fn service(id: u32, flags: u32) -> Service {
-    Service { id, flags, base: 1024 * (id - 1), mask: 1023, epoch: EPOCH, changed: 0, affinity: 0, pad: 0 }
+    Service { id, flags, base: 1024 * (id - 1), mask: 1023, epoch: EPOCH, changed: 0, affinity: 0, settled: EPOCH }
 }
 
 impl World {

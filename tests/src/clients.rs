@@ -1,14 +1,11 @@
-//! Clients: sockets opened in a client's namespace, and long-lived connections that tell when they broke.
+//! Clients: sockets opened in a client's namespace.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use socket2::{Domain, Socket, Type};
 
 use crate::netns::Netns;
@@ -22,7 +19,9 @@ pub struct Conn {
     reader: BufReader<TcpStream>,
 }
 
-fn any(to: SocketAddr) -> SocketAddr {
+/// Any address and free port of the target's family.
+#[must_use]
+pub fn any(to: SocketAddr) -> SocketAddr {
     if to.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() }
 }
 
@@ -59,11 +58,11 @@ impl Conn {
         Ok(self.reader.get_ref().local_addr()?)
     }
 
-    fn send(&mut self, bytes: &[u8]) -> Result<()> {
+    pub(crate) fn send(&mut self, bytes: &[u8]) -> Result<()> {
         self.reader.get_mut().write_all(bytes).context("send")
     }
 
-    fn line(&mut self) -> Result<String> {
+    pub(crate) fn line(&mut self) -> Result<String> {
         let mut line = String::new();
         ensure!(self.reader.read_line(&mut line).context("receive")? > 0, "the peer closed the connection");
         Ok(line.trim_end().to_owned())
@@ -73,6 +72,19 @@ impl Conn {
     pub fn ask(&mut self, command: &str) -> Result<String> {
         self.send(format!("{command}\n").as_bytes())?;
         self.line()
+    }
+
+    /// The same with a limit of its own.
+    pub fn ask_within(&mut self, command: &str, limit: Duration) -> Result<String> {
+        self.set_patience(limit)?;
+        let answer = self.ask(command);
+        self.set_patience(PATIENCE)?;
+        answer
+    }
+
+    /// How long it waits for bytes from now on.
+    pub fn set_patience(&self, limit: Duration) -> Result<()> {
+        self.reader.get_ref().set_read_timeout(Some(limit)).context("set a timeout")
     }
 
     /// Sends that many bytes and wants the same back.
@@ -128,7 +140,12 @@ pub fn udp(netns: &Netns, to: SocketAddr, length: usize) -> Result<(String, IpAd
 
 /// The same on an open socket, which may stay bound for the next question.
 pub fn udp_on(socket: &UdpSocket, to: SocketAddr, length: usize) -> Result<(String, IpAddr)> {
-    socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+    udp_within(socket, to, length, Duration::from_secs(2))
+}
+
+/// The same with a limit of its own.
+pub fn udp_within(socket: &UdpSocket, to: SocketAddr, length: usize, limit: Duration) -> Result<(String, IpAddr)> {
+    socket.set_read_timeout(Some(limit))?;
     let payload = vec![b'u'; length];
     socket.send_to(&payload, to).with_context(|| format!("send to {to}"))?;
     let mut buffer = vec![0; 65_536];
@@ -139,112 +156,4 @@ pub fn udp_on(socket: &UdpSocket, to: SocketAddr, length: usize) -> Result<(Stri
     let (name, peer, echo) = (words.next(), words.next(), words.next());
     ensure!(echo.map(str::as_bytes) == Some(&payload), "the UDP echo differs");
     Ok((name.unwrap_or_default().to_owned(), peer.unwrap_or_default().parse()?))
-}
-
-/// What a long-lived connection does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Nothing until it is asked at the end.
-    Idle,
-    /// The client sends all the time.
-    ClientPush,
-    /// The server sends all the time.
-    ServerPush,
-}
-
-/// Connections that run beside a change; [`LongLived::finish`] says whether any broke or moved.
-#[derive(Debug)]
-pub struct LongLived {
-    stop: Arc<AtomicBool>,
-    running: Vec<(String, SocketAddr, Kind, JoinHandle<Result<u64>>)>,
-}
-
-impl LongLived {
-    /// Opens `each` connections of every kind.
-    pub fn start(netns: &Netns, to: SocketAddr, each: usize) -> Result<Self> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let mut running = Vec::new();
-        for kind in [Kind::Idle, Kind::ClientPush, Kind::ServerPush] {
-            for _ in 0..each {
-                let mut conn = Conn::open(netns, to)?;
-                let (name, local, flag) = (conn.ask("NAME")?, conn.local()?, Arc::clone(&stop));
-                let expected = name.clone();
-                running.push((name, local, kind, thread::spawn(move || live(conn, kind, &expected, &flag))));
-            }
-        }
-        Ok(Self { stop, running })
-    }
-
-    /// How many connections each pod has.
-    #[must_use]
-    pub fn pods(&self) -> BTreeMap<String, usize> {
-        self.running.iter().fold(BTreeMap::new(), |mut found, (name, ..)| {
-            *found.entry(name.clone()).or_default() += 1;
-            found
-        })
-    }
-
-    /// How many have ended early, which none should.
-    #[must_use]
-    pub fn ended(&self) -> usize {
-        self.running.iter().filter(|(_, _, _, thread)| thread.is_finished()).count()
-    }
-
-    /// Ends all; connections to the pods in `doomed` may have broken. Gives back how many held.
-    pub fn finish_except(mut self, doomed: &[&str]) -> Result<usize> {
-        self.stop.store(true, Ordering::Relaxed);
-        let mut broken = Vec::new();
-        let mut held = 0;
-        for (name, local, kind, thread) in self.running.drain(..) {
-            let outcome = thread.join().map_err(|_| anyhow!("its thread panicked")).and_then(|result| result);
-            match outcome {
-                Ok(_) => held += 1,
-                Err(_) if doomed.contains(&name.as_str()) => {}
-                Err(error) => broken.push(format!("{kind:?} from {local} at {name}: {error:#}")),
-            }
-        }
-        if !broken.is_empty() {
-            bail!("{} connections broke, {held} held:\n  {}", broken.len(), broken.join("\n  "));
-        }
-        Ok(held)
-    }
-
-    /// Ends all; none may have broken.
-    pub fn finish(self) -> Result<usize> {
-        self.finish_except(&[])
-    }
-}
-
-impl Drop for LongLived {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-    }
-}
-
-fn live(mut conn: Conn, kind: Kind, expected: &str, stop: &AtomicBool) -> Result<u64> {
-    let mut rounds = 0;
-    if kind == Kind::ServerPush {
-        conn.send(b"PUSH\n")?;
-    }
-    loop {
-        // Read once more after the stop: an idle connection speaks only now.
-        let last = stop.load(Ordering::Relaxed);
-        match kind {
-            Kind::Idle if !last => thread::sleep(Duration::from_millis(20)),
-            Kind::Idle | Kind::ClientPush => {
-                conn.echo(1_000)?;
-                let name = conn.ask("NAME")?;
-                ensure!(name == expected, "answered by {name} now, by {expected} before");
-                thread::sleep(Duration::from_millis(10));
-            }
-            Kind::ServerPush => {
-                let line = conn.line()?;
-                ensure!(line == format!("{rounds} {expected}"), "got {line:?} in round {rounds}");
-            }
-        }
-        rounds += 1;
-        if last {
-            return Ok(rounds);
-        }
-    }
 }

@@ -5,7 +5,7 @@
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Once;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -15,15 +15,19 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::agent::Agent;
+use crate::leftovers::{self, Owner};
 use crate::manifests::{self, Endpoint, Port, Service};
-use crate::netns::{self, Netns, PREFIX};
-use crate::servers::{self, Servers};
+use crate::netns::Netns;
+use crate::servers::Servers;
 use crate::sys;
+
+mod rules;
+mod wire;
+
+pub use wire::POD_PORTS;
 
 /// First VIP of each family.
 pub const VIPS: [&str; 2] = ["203.0.113.1", "2001:db8:ffff::1"];
-/// Ports that every pod serves.
-pub const POD_PORTS: [u16; 2] = [8080, 9090];
 
 /// What the lab looks like.
 #[derive(Clone, Debug)]
@@ -32,28 +36,50 @@ pub struct Options {
     pub nodes: u16,
     /// How many pods on each.
     pub pods: u16,
+    /// How many uplinks a node has, 1 or 2: `eth0`, `eth1`.
+    pub uplinks: u16,
+    /// `LBNodeAgent.spec.datapath.interfaces`
+    pub interfaces: Vec<String>,
     /// `LBNodeAgent.spec.datapath.hook`
     pub hook: String,
     /// nftables rules as kube-proxy has them: conntrack, `ct state invalid drop`.
     pub nft: bool,
     /// Leaves transmit checksum offload on, so packets on the links carry partial checksums.
     pub offload: bool,
+    /// Further arguments of the agents.
+    pub agent_args: Vec<&'static str>,
     /// Prints the agents' logs when the lab goes: the test harness shows them only if the test failed.
     pub logs: bool,
 }
 
 impl Options {
-    /// One node with three pods.
+    /// One node with one uplink and three pods. Offload is on where the hook can cope with it, as it is
+    /// on a veth by default: XDP can not (D15).
     #[must_use]
     pub fn new(hook: &str) -> Self {
-        Self { nodes: 1, pods: 3, hook: hook.to_owned(), nft: false, offload: false, logs: true }
+        Self {
+            nodes: 1,
+            pods: 3,
+            uplinks: 1,
+            interfaces: vec!["eth0".to_owned()],
+            hook: hook.to_owned(),
+            nft: false,
+            offload: !hook.starts_with("xdp"),
+            agent_args: Vec::new(),
+            logs: true,
+        }
     }
 
     /// The same with kube-proxy-shaped rules or without.
     #[must_use]
-    pub fn nft(mut self, nft: bool) -> Self {
-        self.nft = nft;
-        self
+    pub fn nft(self, nft: bool) -> Self {
+        Self { nft, ..self }
+    }
+
+    /// The same with that many pods a node.
+    #[must_use]
+    pub fn pods(self, pods: u16) -> Self {
+        Self { pods, ..self }
     }
 }
 
@@ -66,7 +92,8 @@ pub struct Pod {
     pub netns: Netns,
     /// IPv4 and IPv6.
     pub addresses: Vec<IpAddr>,
-    servers: Servers,
+    /// Its servers, which end when this is replaced or dropped.
+    pub servers: Servers,
 }
 
 /// A node: its namespace, pods and agent. (The agent ends first.)
@@ -102,25 +129,36 @@ impl Lab {
     /// Builds everything, writes Node and LBNodeAgent, starts the agents and waits until they are ready.
     pub fn start(options: Options) -> Result<Self> {
         let mut lab = Self::build(options)?;
-        lab.write_base()?;
-        for node in &mut lab.nodes {
+        lab.run()?;
+        Ok(lab)
+    }
+
+    /// Writes Node and LBNodeAgent, starts the agents of a built lab and waits until they are ready.
+    pub fn run(&mut self) -> Result<()> {
+        self.write_base()?;
+        for node in &mut self.nodes {
             node.agent.start()?;
         }
-        for node in &mut lab.nodes {
-            node.agent.wait_ready()?;
-        }
-        Ok(lab)
+        self.nodes.iter_mut().try_for_each(|node| node.agent.wait_ready())
+    }
+
+    /// A lab that serves [`Lab::web`], programmed at every node.
+    pub fn serving(options: Options) -> Result<(Self, Service)> {
+        let lab = Self::start(options)?;
+        let web = lab.web()?;
+        lab.apply(&web)?;
+        Ok((lab, web))
     }
 
     /// Builds everything but leaves the folder of manifests empty and the agents stopped.
     pub fn build(options: Options) -> Result<Self> {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
         tear_down_on_signal();
-        netns::remove_leftovers(None);
+        leftovers::remove(Owner::Dead);
         if !std::fs::read_to_string("/proc/mounts")?.contains(" /sys/fs/bpf ") {
             sys::run("mount -t bpf bpf /sys/fs/bpf")?;
         }
-        let prefix = format!("{PREFIX}{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let prefix = format!("{}-{}", leftovers::own_prefix()?, NUMBER.fetch_add(1, Ordering::Relaxed));
         let folder = TempDir::with_prefix(format!("{prefix}-"))?;
         std::fs::create_dir(folder.path().join("manifests"))?;
         let client = Netns::create(&format!("{prefix}-client"))?;
@@ -130,81 +168,10 @@ impl Lab {
         Ok(lab)
     }
 
-    fn wire(&mut self) -> Result<()> {
-        forwarding(&self.router)?;
-        link(&self.client, "eth0", &self.router, "client", self.options.offload)?;
-        address(&self.client, "eth0", &["198.18.0.2/24", "2001:db8::2/64"])?;
-        address(&self.router, "client", &["198.18.0.1/24", "2001:db8::1/64"])?;
-        self.client.ip("route add default via 198.18.0.1")?;
-        self.client.ip("-6 route add default via 2001:db8::1")?;
-        for number in 1..=self.options.nodes {
-            let node = self.wire_node(number).with_context(|| format!("node{number}"))?;
-            self.nodes.push(node);
-        }
-        self.route_vips(&(1..=self.options.nodes).collect::<Vec<_>>())
-    }
-
-    fn wire_node(&self, n: u16) -> Result<Node> {
-        let netns = Netns::create(&format!("{}-node{n}", self.prefix))?;
-        forwarding(&netns)?;
-        let port = format!("node{n}");
-        link(&netns, "eth0", &self.router, &port, self.options.offload)?;
-        let (hop4, hop6) = (format!("198.18.{}.", 100 + n), format!("2001:db8:{}::", 100 + n));
-        address(&netns, "eth0", &[&format!("{hop4}2/24"), &format!("{hop6}2/64")])?;
-        address(&self.router, &port, &[&format!("{hop4}1/24"), &format!("{hop6}1/64")])?;
-        netns.ip(&format!("route add default via {hop4}1"))?;
-        netns.ip(&format!("-6 route add default via {hop6}1"))?;
-        self.router.ip(&format!("route add 198.19.{n}.0/24 via {hop4}2"))?;
-        self.router.ip(&format!("-6 route add 2001:db8:{}::/64 via {hop6}2", 200 + n))?;
-        // PureLB's agent puts VIPs on a dummy device; an ifb is the same to the stack and always built in.
-        netns.ip("link add kube-lb0 type ifb")?;
-        netns.ip("link set kube-lb0 up")?;
-        address(&netns, "kube-lb0", &[&format!("{}/32", VIPS[0]), &format!("{}/128", VIPS[1])])?;
-        if self.options.nft {
-            netns.exec(&format!("nft -f {}", self.nft_rules()?.display()))?;
-        }
-        let name = format!("node{n}");
-        let pods = (0..self.options.pods).map(|i| self.wire_pod(&netns, n, i)).collect::<Result<Vec<_>>>()?;
-        let bpf_root = Path::new("/sys/fs/bpf").join(format!("{}-{name}", self.prefix));
-        let agent = Agent::new(&netns, &name, &self.manifests(), bpf_root, self.folder.path());
-        let addresses = vec![format!("{hop4}2").parse()?, format!("{hop6}2").parse()?];
-        Ok(Node { name, agent, netns, addresses, pods })
-    }
-
-    fn wire_pod(&self, node: &Netns, n: u16, i: u16) -> Result<Pod> {
-        let name = format!("node{n}-pod{i}");
-        let netns = Netns::create(&format!("{}-{name}", self.prefix))?;
-        let device = format!("pod{i}");
-        link(&netns, "eth0", node, &device, self.options.offload)?;
-        let (pod4, pod6) = (format!("198.19.{n}.{}", 10 + i), format!("2001:db8:{}::{:x}", 200 + n, 10 + i));
-        let gateway = format!("198.19.{n}.1");
-        address(&netns, "eth0", &[&format!("{pod4}/32"), &format!("{pod6}/128")])?;
-        address(node, &device, &[&format!("{gateway}/32"), "fe80::1/64"])?;
-        netns.ip(&format!("route add {gateway} dev eth0 scope link"))?;
-        netns.ip(&format!("route add default via {gateway}"))?;
-        netns.ip("-6 route add default via fe80::1 dev eth0")?;
-        node.ip(&format!("route add {pod4} dev {device}"))?;
-        node.ip(&format!("-6 route add {pod6} dev {device}"))?;
-        let servers = servers::start(&netns, &name, &POD_PORTS)?;
-        Ok(Pod { name, netns, addresses: vec![pod4.parse()?, pod6.parse()?], servers })
-    }
-
-    fn nft_rules(&self) -> Result<PathBuf> {
-        let path = self.folder.path().join("rules.nft");
-        std::fs::write(&path, NFT_RULES)?;
-        Ok(path)
-    }
-
-    /// Leads the VIPs to these nodes, by ECMP when there are several.
-    pub fn route_vips(&self, nodes: &[u16]) -> Result<()> {
-        let (mut hops4, mut hops6) = (String::new(), String::new());
-        for n in nodes {
-            write!(hops4, " nexthop via 198.18.{}.2", 100 + n)?;
-            write!(hops6, " nexthop via 2001:db8:{}::2", 100 + n)?;
-        }
-        self.router.ip(&format!("route replace 203.0.113.0/24{hops4}"))?;
-        self.router.ip(&format!("-6 route replace 2001:db8:ffff::/64{hops6}"))?;
-        Ok(())
+    /// The hook that was asked for.
+    #[must_use]
+    pub fn hook(&self) -> &str {
+        &self.options.hook
     }
 
     /// The folder that the agents read.
@@ -234,8 +201,13 @@ impl Lab {
     pub fn write_base(&self) -> Result<()> {
         let nodes: Vec<_> = self.nodes.iter().map(|node| manifests::node(&node.name, &node.addresses)).collect();
         self.write_objects("nodes.yaml", &nodes)?;
-        self.write_objects("lbnodeagent.yaml", &[manifests::node_agent(&["eth0"], &self.options.hook)])?;
-        Ok(())
+        let interfaces: Vec<_> = self.options.interfaces.iter().map(String::as_str).collect();
+        self.set_datapath(&interfaces, &self.options.hook)
+    }
+
+    /// Writes the LBNodeAgent anew.
+    pub fn set_datapath(&self, interfaces: &[&str], hook: &str) -> Result<()> {
+        self.write_objects("lbnodeagent.yaml", &[manifests::node_agent(interfaces, hook)]).map(drop)
     }
 
     /// A Service at the first VIPs: TCP and UDP 80 to 8080, all pods ready.
@@ -295,29 +267,9 @@ impl Drop for Lab {
         if self.options.logs {
             eprintln!("{}", self.logs());
         }
-        for node in self.nodes.drain(..) {
-            let root = node.agent.bpf_root().to_owned();
-            drop(node.agent);
-            let status =
-                format!("/run/purelb-agent/{}.json", root.display().to_string().trim_matches('/').replace('/', "-"));
-            drop(std::fs::remove_file(status));
-            drop(std::fs::remove_dir_all(root));
-            for pod in node.pods {
-                drop(pod.servers);
-                pod.netns.remove();
-            }
-            node.netns.remove();
-        }
-        self.router.remove();
-        self.client.remove();
-        // A lab whose building failed half-way has namespaces that nobody names.
-        for line in sys::run("ip netns list").unwrap_or_default().lines() {
-            if let Some(name) =
-                line.split_whitespace().next().filter(|name| name.starts_with(&format!("{}-", self.prefix)))
-            {
-                drop(sys::run(&format!("ip netns del {name}")));
-            }
-        }
+        // Agents and servers end before what they stand on goes.
+        self.nodes.clear();
+        leftovers::remove(Owner::Lab(&self.prefix));
     }
 }
 
@@ -353,42 +305,8 @@ fn wanted(service: &Service, node: &str, vip: &IpAddr) -> Vec<(String, String)> 
     wanted
 }
 
-fn link(a: &Netns, device: &str, b: &Netns, peer: &str, offload: bool) -> Result<()> {
-    a.ip(&format!("link add {device} type veth peer name {peer} netns {}", b.name()))?;
-    for (netns, device) in [(a, device), (b, peer)] {
-        netns.ip(&format!("link set {device} up"))?;
-        if !offload {
-            netns.exec(&format!("ethtool -K {device} tx off"))?;
-        }
-    }
-    Ok(())
-}
-
-fn address(netns: &Netns, device: &str, addresses: &[&str]) -> Result<()> {
-    for address in addresses {
-        // Without duplicate address detection, which takes a second.
-        let nodad = if address.contains(':') { " nodad" } else { "" };
-        netns.ip(&format!("address add {address} dev {device}{nodad}"))?;
-    }
-    Ok(())
-}
-
-fn forwarding(netns: &Netns) -> Result<()> {
-    for (key, value) in [
-        ("net.ipv4.ip_forward", "1"),
-        ("net.ipv6.conf.all.forwarding", "1"),
-        ("net.ipv4.conf.all.rp_filter", "0"),
-        ("net.ipv4.conf.default.rp_filter", "0"),
-        ("net.ipv4.fib_multipath_hash_policy", "1"),
-        ("net.ipv6.fib_multipath_hash_policy", "1"),
-    ] {
-        netns.sysctl(key, value)?;
-    }
-    Ok(())
-}
-
 /// Ctrl-C and SIGTERM take down all labs of this process before it ends.
-fn tear_down_on_signal() {
+pub fn tear_down_on_signal() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         std::thread::spawn(|| -> Result<()> {
@@ -399,23 +317,8 @@ fn tear_down_on_signal() {
                 tokio::select! { _ = tokio::signal::ctrl_c() => {}, _ = terminate.recv() => {} }
                 anyhow::Ok(())
             })?;
-            netns::remove_leftovers(Some(std::process::id()));
+            leftovers::remove(Owner::This);
             std::process::exit(130);
         });
     });
 }
-
-/// The shape of kube-proxy's rules: what is invalid to conntrack is dropped, the rest of the forward chain accepts.
-const NFT_RULES: &str = "
-table inet kube-proxy {
-  chain filter-forward {
-    type filter hook forward priority 0; policy accept;
-    ct state invalid drop
-    ct state new,established,related accept
-  }
-  chain filter-input {
-    type filter hook input priority 0; policy accept;
-    ct state invalid drop
-  }
-}
-";

@@ -2,12 +2,18 @@
 //! namespaces, with a real agent on every node and real servers and clients around it.
 
 pub mod agent;
+pub mod bench;
+pub mod capture;
 pub mod case;
 pub mod clients;
 pub mod lab;
+pub mod leftovers;
+pub mod load;
 pub mod manifests;
+pub mod matrix;
 pub mod netns;
 pub mod packet;
 pub mod servers;
 pub mod sys;
+pub mod vm;
 pub mod world;

@@ -1,4 +1,4 @@
-//! One network namespace: made by `ip netns add`, entered by threads and processes, removed on drop.
+//! One network namespace: made by `ip netns add`, entered by threads and processes, removed by `leftovers`.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -7,15 +7,10 @@ use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result, anyhow};
 use nix::sched::{CloneFlags, setns};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
 use crate::sys;
 
-/// Every namespace of ours begins so; then comes the id of the process that made it.
-pub const PREFIX: &str = "purelb-lab-";
-
-/// A namespace, or a name for it: `remove` (or the lab's drop) takes it away.
+/// A namespace, or a name for it: the lab's drop takes it away.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Netns {
     name: String,
@@ -83,43 +78,8 @@ impl Netns {
         self.spawn(work)?.join().map_err(|_| anyhow!("a thread in {} panicked", self.name))?
     }
 
-    /// Kills what runs inside (by id) and deletes it. Missing is fine.
-    pub fn remove(&self) {
-        remove_by_name(&self.name);
-    }
-}
-
-fn remove_by_name(name: &str) {
-    let own = Pid::this();
-    for word in sys::run(&format!("ip netns pids {name}")).unwrap_or_default().split_whitespace() {
-        if let Some(pid) = word.parse().ok().map(Pid::from_raw).filter(|pid| *pid != own) {
-            // It may have ended by itself.
-            let _ = kill(pid, Signal::SIGKILL);
-        }
-    }
-    drop(sys::run(&format!("ip netns del {name}")));
-}
-
-/// Removes namespaces, pins and folders whose name begins with `prefix` and whose process is gone, or is `pid`.
-pub fn remove_leftovers(pid: Option<u32>) {
-    let gone = |name: &str| -> bool {
-        let Some(rest) = name.strip_prefix(PREFIX) else { return false };
-        let Some(owner) = rest.split('-').next().and_then(|digits| digits.parse::<u32>().ok()) else { return false };
-        pid.map_or_else(|| !Path::new(&format!("/proc/{owner}")).exists(), |pid| pid == owner)
-    };
-    let namespaces = PathBuf::from("/run/netns");
-    for folder in [namespaces.clone(), PathBuf::from("/sys/fs/bpf"), std::env::temp_dir()] {
-        let Ok(entries) = std::fs::read_dir(&folder) else { continue };
-        for entry in entries.flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if !gone(&name) {
-                continue;
-            }
-            if folder == namespaces {
-                remove_by_name(&name);
-            } else {
-                drop(std::fs::remove_dir_all(entry.path()));
-            }
-        }
+    /// Transmit checksum offload of a device, and with it TSO: off, the kernel completes what it sends.
+    pub fn offload(&self, device: &str, on: bool) -> Result<()> {
+        self.exec(&format!("ethtool -K {device} tx {}", if on { "on" } else { "off" })).map(drop)
     }
 }

@@ -12,6 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::netns::Netns;
 
@@ -37,6 +38,8 @@ pub fn start(netns: &Netns, name: &str, ports: &[u16]) -> Result<Servers> {
         })?;
         let (tcp, udp) = bound.with_context(|| format!("bind port {port} in {}", netns.name()))?;
         tcp.set_nonblocking(true)?;
+        // Bursts of several clients wait here while the thread has no CPU.
+        setsockopt(&udp, sockopt::RcvBufForce, &(4 << 20))?;
         udp.set_read_timeout(Some(Duration::from_millis(100)))?;
         let (tcp_name, tcp_stop) = (name.to_owned(), Arc::clone(&stop));
         thread::spawn(move || accept(&tcp, &tcp_name, &tcp_stop));

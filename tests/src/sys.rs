@@ -1,10 +1,16 @@
-//! Running commands and waiting for conditions, with errors that name the command.
+//! Running commands and waiting for conditions, with errors that name the command; small BPF programs of others.
 
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use nix::libc;
 
 /// Runs a command line (split at spaces) and gives back its stdout.
 pub fn run(line: &str) -> Result<String> {
@@ -49,4 +55,59 @@ pub fn wait_for(what: &str, limit: Duration, mut check: impl FnMut() -> Result<b
 /// Sleeps that many milliseconds.
 pub fn pause(milliseconds: u64) {
     thread::sleep(Duration::from_millis(milliseconds));
+}
+
+/// A program of somebody else, two instructions long.
+#[derive(Clone, Copy, Debug)]
+pub enum Kind {
+    /// XDP that passes everything.
+    XdpPass,
+    /// tc classifier that drops everything.
+    TcDrop,
+}
+
+/// The part of `union bpf_attr` that BPF_PROG_LOAD needs here; the kernel takes the rest for zero.
+#[repr(C)]
+struct Load {
+    kind: u32,
+    instructions: u32,
+    code: u64,
+    license: u64,
+}
+
+/// The same of BPF_OBJ_PIN.
+#[repr(C)]
+struct Pin {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+/// Loads such a program and pins it.
+pub fn pin_program(kind: Kind, path: &Path) -> Result<()> {
+    // r0 = 2 (XDP_PASS, and TC_ACT_SHOT of tc); exit
+    let code: [u64; 2] = [0x0000_0002_0000_00b7, 0x95];
+    let license = c"GPL";
+    let load = Load {
+        kind: match kind {
+            Kind::XdpPass => 6,
+            Kind::TcDrop => 3,
+        },
+        instructions: 2,
+        code: code.as_ptr() as u64,
+        license: license.as_ptr() as u64,
+    };
+    let fd = bpf(5, &load).context("load a program")?;
+    // SAFETY: BPF_PROG_LOAD gave back a new descriptor that nobody else has.
+    let program = unsafe { OwnedFd::from_raw_fd(fd) };
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    let pin = Pin { path: name.as_ptr() as u64, fd: u32::try_from(program.as_raw_fd())?, flags: 0 };
+    bpf(6, &pin).with_context(|| format!("pin a program at {}", path.display()))?;
+    Ok(())
+}
+
+fn bpf<T>(command: libc::c_long, attribute: &T) -> io::Result<i32> {
+    // SAFETY: the kernel reads `size_of::<T>()` bytes of `attribute`; what it points to lives in the caller.
+    let answer = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attribute), size_of::<T>()) };
+    if answer < 0 { Err(io::Error::last_os_error()) } else { i32::try_from(answer).map_err(io::Error::other) }
 }

@@ -11,7 +11,7 @@ use purelb_common::SCHEMA;
 use purelb_common::hash;
 use purelb_common::table::{
     Clock, Config, Endpoint, FlowKey, Pin, READY, RangeKey, Reply, ReplyKey, Rev, RevKey, SLOTS_PER_ELEMENT, Service,
-    ServiceKey, Slot, TICK_SHIFT, Vip,
+    ServiceKey, Slot, TICK_SHIFT, Uplink, VIP_HERE, Vip, VipAt,
 };
 use purelb_common::verdict::{Action, Reason};
 
@@ -76,6 +76,8 @@ macro_rules! by_family {
     };
 }
 
+mod tables;
+
 /// A key as the pod sees the flow: pod, client, protocol.
 pub type Seen = ((Host, u16), (Host, u16), u32);
 
@@ -86,6 +88,8 @@ pub struct World {
     pub family: Family,
     /// Of `CONFIG`.
     pub config: Config,
+    /// Elements of `VIP_INDEX` that rows wrote.
+    indexed: Vec<(Family, u32)>,
 }
 
 impl World {
@@ -94,6 +98,19 @@ impl World {
     /// # Errors
     /// No object, no root, or a kernel that refuses it.
     pub fn load() -> Result<Self> {
+        let mut loader = EbpfLoader::new();
+        loader.map_max_entries("SLOTS", SLOTS / SLOTS_PER_ELEMENT);
+        for name in LRU {
+            loader.map_max_entries(name, 4096);
+        }
+        Self::load_by(&mut loader)
+    }
+
+    /// The same with the sizes that the loader was told; of the rest, those that ship.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_by(loader: &mut EbpfLoader<'_>) -> Result<Self> {
         let path = match std::env::var_os(OBJECT) {
             Some(path) => PathBuf::from(path),
             None => PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/purelb-ebpf.o")),
@@ -108,11 +125,6 @@ impl World {
             "loading {} needs root; run the tests with `cargo xtask test` as root",
             path.display()
         );
-        let mut loader = EbpfLoader::new();
-        loader.map_max_entries("SLOTS", SLOTS / SLOTS_PER_ELEMENT);
-        for name in LRU {
-            loader.map_max_entries(name, 4096);
-        }
         let mut ebpf = loader.load_file(&path).with_context(|| format!("{}: loading", path.display()))?;
         for name in ["purelb_xdp", "clock"] {
             let program: &mut Xdp = ebpf.program_mut(name).with_context(|| missing(name))?.try_into()?;
@@ -122,7 +134,15 @@ impl World {
             let program: &mut SchedClassifier = ebpf.program_mut(name).with_context(|| missing(name))?.try_into()?;
             program.load().with_context(|| format!("the kernel refuses {name}"))?;
         }
-        Ok(Self { ebpf, family: Family::V4, config: Config::default() })
+        Ok(Self { ebpf, family: Family::V4, config: Config::default(), indexed: Vec::new() })
+    }
+
+    /// The program of the uplink.
+    ///
+    /// # Errors
+    /// An object without it.
+    pub fn xdp(&self) -> Result<&Xdp> {
+        Ok(self.ebpf.program("purelb_xdp").with_context(|| missing("purelb_xdp"))?.try_into()?)
     }
 
     /// Empties every map that rows fill and starts over in a family.
@@ -140,6 +160,12 @@ impl World {
                 self.clear::<ReplyKey<A>, Reply<A>>("REPLIES")?;
                 self.clear::<ReplyKey<A>, Reply<A>>("UDP_REPLIES")?;
                 self.clear::<ReplyKey<A>, u32>("DIRECT")?;
+                let name = self.name("CLUSTER");
+                let mut cluster: LpmTrie<&mut MapData, A, u32> = LpmTrie::try_from(self.map(&name)?)?;
+                let keys: Vec<_> = cluster.keys().collect::<Result<_, _>>()?;
+                for key in keys {
+                    cluster.remove(&key)?;
+                }
                 self.clear::<RevKey<A>, Rev<A>>("REVSVC")?;
                 self.clear::<purelb_common::table::AffinityKey<A>, purelb_common::table::Affinity>("AFFINITY")?;
                 let name = self.name("SRC_RANGES");
@@ -151,6 +177,14 @@ impl World {
             });
         }
         self.slots(0, 4096, Slot(0))?;
+        self.put_uplink(Uplink::default())?;
+        for (f, bit) in std::mem::take(&mut self.indexed) {
+            self.family = f;
+            let name = self.name("VIP_INDEX");
+            by_family!(f, A => {
+                Array::try_from(self.map(&name)?)?.set(bit, <VipAt<A> as bytemuck::Zeroable>::zeroed(), 0)?;
+            });
+        }
         self.family = family;
         self.config = Config {
             schema: SCHEMA,
@@ -231,142 +265,11 @@ impl World {
         Ok((self.jiffies()? >> TICK_SHIFT) as u32)
     }
 
-    /// A VIP with `VIP_*` flags.
+    /// How often each reason was counted, in the order of [`Reason::ALL`].
     ///
     /// # Errors
-    /// A map that the kernel does not let write.
-    pub fn vip(&mut self, host: Host, flags: u32) -> Result<()> {
-        self.bit(host)?;
-        by_family!(self.family, A => self.insert("VIPS", &<A as Bytes>::of(host), &Vip { flags }))
-    }
-
-    /// The bitmap's bit of an address, which need not be a VIP.
-    ///
-    /// # Errors
-    /// As [`Self::vip`].
-    pub fn bit(&mut self, host: Host) -> Result<()> {
-        let bit = by_family!(self.family, A => hash::vip_bit(<A as Bytes>::of(host)));
-        let mut bitmap: Array<&mut MapData, u64> = Array::try_from(self.map("VIP_BITMAP")?)?;
-        let word = bitmap.get(&(bit / 64), 0)?;
-        Ok(bitmap.set(bit / 64, word | 1 << (bit % 64), 0)?)
-    }
-
-    /// A port of a VIP.
-    ///
-    /// # Errors
-    /// As [`Self::vip`].
-    pub fn service(&mut self, (vip, port): (Host, u16), proto: u16, value: Service) -> Result<()> {
-        by_family!(self.family, A =>
-            self.insert("SERVICES", &ServiceKey { vip: <A as Bytes>::of(vip), port, proto }, &value))
-    }
-
-    /// Fills slots; `base` and `count` in multiples of 16.
-    ///
-    /// # Errors
-    /// As [`Self::vip`].
-    pub fn slots(&mut self, base: u32, count: u32, value: Slot) -> Result<()> {
-        let mut slots: Array<&mut MapData, [u64; 16]> = Array::try_from(self.map("SLOTS")?)?;
-        for element in base / 16..(base + count) / 16 {
-            slots.set(element, [value.0; 16], 0)?;
-        }
-        Ok(())
-    }
-
-    /// Reads one slot.
-    ///
-    /// # Errors
-    /// As [`Self::vip`].
-    pub fn slot(&mut self, index: u32) -> Result<Slot> {
-        let slots: Array<&mut MapData, [u64; 16]> = Array::try_from(self.map("SLOTS")?)?;
-        let element = slots.get(&(index / 16), 0)?;
-        Ok(Slot(element.get(index as usize % 16).copied().unwrap_or_default()))
-    }
-
-    /// An endpoint of generation `id * 10`.
-    ///
-    /// # Errors
-    /// As [`Self::vip`].
-    pub fn endpoint(&mut self, id: u16, at: (Host, u16), state: u16) -> Result<()> {
-        self.put_endpoint(id, at, state, u32::from(id) * 10)
-    }
-
-    /// A ready endpoint of another generation.
-    ///
-    /// # Errors
-    /// As [`Self::vip`].
-    pub fn generation(&mut self, id: u16, at: (Host, u16), generation: u32) -> Result<()> {
-        self.put_endpoint(id, at, READY, generation)
-    }
-
-    fn put_endpoint(&mut self, id: u16, (host, port): (Host, u16), state: u16, generation: u32) -> Result<()> {
-        let name = self.name("ENDPOINTS");
-        by_family!(self.family, A => {
-            let value = Endpoint { addr: <A as Bytes>::of(host), port, state, generation };
-            Ok(Array::try_from(self.map(&name)?)?.set(u32::from(id), value, 0)?)
-        })
-    }
-
-    /// A source range of a service: the first `bits` of a client's address.
-    ///
-    /// # Errors
-    /// As [`Self::vip`].
-    pub fn range(&mut self, service: u32, client: Host, bits: u32) -> Result<()> {
-        let name = self.name("SRC_RANGES");
-        by_family!(self.family, A => {
-            let data = RangeKey { service: service.to_be(), client: <A as Bytes>::of(client) };
-            let mut ranges: LpmTrie<&mut MapData, RangeKey<A>, u32> = LpmTrie::try_from(self.map(&name)?)?;
-            Ok(ranges.insert(&lpm_trie::Key::new(32 + bits, data), 1, 0)?)
-        })
-    }
-
-    /// The VIP and port that a pod's port alone leads back to.
-    ///
-    /// # Errors
-    /// As [`Self::vip`].
-    pub fn reverse(&mut self, (pod, port): (Host, u16), proto: u16, vip: (Host, u16)) -> Result<()> {
-        by_family!(self.family, A => self.insert(
-            "REVSVC",
-            &RevKey { pod: <A as Bytes>::of(pod), port, proto },
-            &Rev { vip: <A as Bytes>::of(vip.0), port: vip.1, pad: 0 },
-        ))
-    }
-
-    /// A pin of a flow.
-    ///
-    /// # Errors
-    /// As [`Self::vip`].
-    pub fn pin(&mut self, from: (Host, u16), to: (Host, u16), proto: u32, pin: Pin) -> Result<()> {
-        by_family!(self.family, A => self.insert("PINS", &flow_key::<A>(from, to, proto), &pin))
-    }
-
-    /// Reads a pin.
-    ///
-    /// # Errors
-    /// As [`Self::vip`].
-    pub fn pinned(&mut self, from: (Host, u16), to: (Host, u16), proto: u32) -> Result<Option<Pin>> {
-        by_family!(self.family, A => self.get("PINS", &flow_key::<A>(from, to, proto)))
-    }
-
-    /// State of a flow's entry in `REPLIES`, `UDP_REPLIES` or `HALF_OPEN`.
-    ///
-    /// # Errors
-    /// As [`Self::vip`].
-    pub fn state(&mut self, map: &str, seen: Seen) -> Result<Option<u16>> {
-        by_family!(self.family, A => {
-            let found: Option<Reply<A>> = self.get(map, &reply_key::<A>(seen))?;
-            Ok(found.map(|r| r.state))
-        })
-    }
-
-    /// Forgets a flow's entry.
-    ///
-    /// # Errors
-    /// As [`Self::vip`].
-    pub fn forget(&mut self, map: &str) -> Result<()> {
-        by_family!(self.family, A => self.clear::<ReplyKey<A>, Reply<A>>(map))
-    }
-
-    fn counted(&mut self) -> Result<Vec<u64>> {
+    /// A map that the kernel does not let read.
+    pub fn counted(&mut self) -> Result<Vec<u64>> {
         let map: PerCpuArray<&mut MapData, u64> = PerCpuArray::try_from(self.map("REASONS")?)?;
         let mut sums = Vec::new();
         for reason in Reason::ALL {
@@ -436,14 +339,6 @@ impl World {
 
 fn missing(name: &str) -> String {
     format!("the object has no {name}; build it anew with `cargo xtask build-ebpf`")
-}
-
-fn flow_key<A: Bytes + bytemuck::Pod>(from: (Host, u16), to: (Host, u16), proto: u32) -> FlowKey<A> {
-    FlowKey { client: A::of(from.0), vip: A::of(to.0), client_port: from.1, port: to.1, proto }
-}
-
-fn reply_key<A: Bytes + bytemuck::Pod>((pod, client, proto): Seen) -> ReplyKey<A> {
-    ReplyKey { pod: A::of(pod.0), client: A::of(client.0), pod_port: pod.1, client_port: client.1, proto }
 }
 
 const LRU: [&str; 12] = [

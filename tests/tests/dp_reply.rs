@@ -92,7 +92,9 @@ fn resets() -> Result<()> {
         comes(w, hook, SYN)?;
         leaves(w, RST | ACK)?;
         state(w, "REPLIES", None)?;
+        state(w, "HALF_OPEN", None)?;
         // The endpoint's, then the client's, of a running one.
+        comes(w, hook, SYN)?;
         leaves(w, ACK)?;
         leaves(w, RST)?;
         state(w, "REPLIES", Some(CLOSED))?;
@@ -209,6 +211,37 @@ fn by_service() -> Result<()> {
         w.forget("REPLIES")?;
         w.expect(Hook::Egress, &answer(ACK), Reason::NotReply, &answer(ACK))?;
         w.endpoint(2, WEB_POD, READY)
+    })
+}
+
+/// Nodes and pods of the cluster speak to the pod itself, and what the pod opens is its own.
+#[test]
+fn never_by_service() -> Result<()> {
+    each(|w, _| {
+        reverse(w)?;
+        let own = answer(SYN);
+        w.expect(Hook::Egress, &own, Reason::NotReply, &own)?;
+        let host = if w.family == Family::V4 { 32 } else { 128 };
+        for (range, bits) in [(CLIENT.0, host), (Host::Client(0), 24)] {
+            w.cluster(range, bits)?;
+            w.expect(Hook::Egress, &answer(ACK), Reason::NotReply, &answer(ACK))?;
+        }
+        w.reset(w.family)?;
+        w.base()?;
+        reverse(w)?;
+        w.cluster(Host::Pod(0), 24)?;
+        w.expect(Hook::Egress, &answer(ACK), Reason::ReplyByService, &answer(ACK).coming(WEB))
+    })
+}
+
+/// A bridge and its port both see a SYN: the second, rewritten one is no connection to the pod itself.
+#[test]
+fn seen_by_two_hooks() -> Result<()> {
+    each(|w, hook| {
+        comes(w, hook, SYN)?;
+        let rewritten = request(SYN).towards(WEB_POD);
+        w.expect(hook, &rewritten, Reason::NotVip, &rewritten)?;
+        leaves(w, SYN | ACK)
     })
 }
 

@@ -124,8 +124,14 @@ fn passes() -> Result<()> {
 #[test]
 fn other_host() -> Result<()> {
     let packet = Packet { mac: [2, 0, 0, 0, 0, 99], ..syn(WEB) };
-    let rows = [row("another MAC address", nothing, packet, Reason::PassedOtherHost, None)];
-    check(&rows, &[Hook::Tcx], &FAMILIES)
+    let mine: SetUp = |w| w.uplink([0; 6]);
+    let multicast = Packet { mac: [1, 0, 0x5e, 0, 0, 1], ..syn(WEB) };
+    let rows = [
+        row("another MAC address", mine, packet.clone(), Reason::PassedOtherHost, None),
+        row("a port of a bridge: any MAC address", nothing, packet, Reason::Forwarded, Some(WEB_POD)),
+        row("multicast MAC address", mine, multicast, Reason::Forwarded, Some(WEB_POD)),
+    ];
+    check(&rows, &BOTH, &FAMILIES)
 }
 
 /// A socket of the node that waits for UDP answers takes what no Service has.
@@ -160,6 +166,13 @@ fn drops() -> Result<()> {
     let rows = [
         row("unknown TCP port", nothing, syn((WEB.0, 81)), Reason::UnknownPort, None),
         row("unknown UDP port", nothing, udp((WEB.0, 80)), Reason::UnknownPort, None),
+        row(
+            "VIP beside another one of its bit",
+            |w| w.vip_beside(Host::Vip(2), 0),
+            syn((Host::Vip(2), 81)),
+            Reason::UnknownPort,
+            None,
+        ),
         row("SYN to a local port", nothing, syn((WEB.0, 40_001)), Reason::UnknownPort, None),
         row("UDP below the local ports", nothing, udp((WEB.0, 1)), Reason::UnknownPort, None),
         row("SCTP without Service", nothing, Packet::new(L4::Other(132), CLIENT, WEB), Reason::UnknownPort, None),
@@ -284,7 +297,7 @@ fn pins_are_made() -> Result<()> {
             ensure!(made == Some(Pin { endpoint: 4, generation: 40, epoch: EPOCH }), "pin is {made:?}");
             w.slots(0, 1024, half(3, 2, true))?;
             w.expect(hook, &ack(WEB), Reason::Forwarded, &ack(SPARE))?;
-            let marked = (0..1024).filter(|&i| w.slot(i).is_ok_and(|s| s.program_unsettled(EPOCH))).count();
+            let marked = (0..1024).filter(|&i| w.slot(i).is_ok_and(|s| s.program_unsettled(&service(1, 0)))).count();
             ensure!(marked == 1, "{marked} slots are marked instead of one");
             // UDP: a running flow stays with prev.
             w.expect(hook, &udp(DNS), Reason::Forwarded, &udp(DNS_POD))?;
@@ -325,6 +338,32 @@ fn over_budget() -> Result<()> {
                 owner += usize::from(out.frame == packet.towards(WEB_POD).bytes(family)?);
             }
             ensure!(owner >= 32, "only {owner} of 64 flows stayed with the owner");
+        }
+    }
+    Ok(())
+}
+
+/// A new UDP flow whose reply entry the budget does not allow is dropped; flows that run are not asked.
+#[test]
+fn udp_over_budget() -> Result<()> {
+    let mut w = World::load()?;
+    for family in FAMILIES {
+        for hook in BOTH {
+            for slot in [half(3, 3, false), half(3, 4, true)] {
+                w.reset(family)?;
+                w.base()?;
+                w.slots(1024, 1024, slot)?;
+                w.expect(hook, &udp(DNS), Reason::Forwarded, &udp(DNS_POD))?;
+                w.configure(|c| c.insert_budget = 1)?;
+                let mut over = 0;
+                for port in 0..64 {
+                    let out =
+                        w.run(hook, &udp(DNS).coming((CLIENT.0, 1000 + port)).bytes(family)?)?.context("refused")?;
+                    over += usize::from(out.reasons == [Reason::OverBudget]);
+                }
+                ensure!(over >= 32, "only {over} of 64 flows were over a budget of one");
+                w.expect(hook, &udp(DNS), Reason::Forwarded, &udp(DNS_POD))?;
+            }
         }
     }
     Ok(())

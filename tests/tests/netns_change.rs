@@ -1,10 +1,10 @@
 //! Endpoints come, go and change their state beside long-lived connections.
 
-use anyhow::{Result, ensure};
-use purelb_tests::clients::{self, Conn, LongLived};
+use anyhow::{Context, Result, ensure};
 use purelb_tests::lab::{Lab, Options};
+use purelb_tests::load::{LongLived, Newcomers};
 use purelb_tests::manifests::Service;
-use purelb_tests::sys;
+use purelb_tests::{clients, each_hook_and_rules, sys};
 
 fn long_lived(lab: &Lab, each: usize) -> Result<Vec<LongLived>> {
     lab.targets(80)?.into_iter().map(|to| LongLived::start(&lab.client, to, each)).collect()
@@ -25,15 +25,15 @@ fn with_pods(web: &Service, count: usize) -> Service {
 }
 
 /// An endpoint turns unready and ready again, several times: its connections stay, new ones avoid it meanwhile.
-fn flap(hook: &str, nft: bool) -> Result<()> {
-    let lab = Lab::start(Options::new(hook).nft(nft))?;
-    let web = lab.web()?;
-    lab.apply(&web)?;
-    let running = long_lived(&lab, 6)?;
+/// Connections end, and idle ones speak, in either state: what a flap breaks may mend when it flaps back.
+fn flap(options: Options) -> Result<()> {
+    let (lab, web) = Lab::serving(options)?;
+    let running = long_lived(&lab, 4)?;
+    let until_unready = long_lived(&lab, 4)?;
     let mut unready = web.clone();
     unready.endpoints[0].ready = false;
     unready.endpoints[0].serving = false;
-    for _ in 0..4 {
+    for _ in 0..3 {
         lab.apply(&unready)?;
         for to in lab.targets(80)? {
             let found = clients::spread(&lab.client, to, 30)?;
@@ -42,6 +42,9 @@ fn flap(hook: &str, nft: bool) -> Result<()> {
         lab.apply(&web)?;
         sys::pause(100);
     }
+    lab.apply(&unready)?;
+    finish(until_unready, &[]).context("while the endpoint is unready")?;
+    lab.apply(&web)?;
     for to in lab.targets(80)? {
         let found = clients::spread(&lab.client, to, 60)?;
         ensure!(found.len() == 3, "after the flap not every endpoint got clients: {found:?}");
@@ -50,18 +53,18 @@ fn flap(hook: &str, nft: bool) -> Result<()> {
 }
 
 /// One endpoint, then six, then one (the others terminating): nothing breaks, all six are used.
-fn one_six_one(hook: &str, nft: bool) -> Result<()> {
-    let mut options = Options::new(hook).nft(nft);
-    options.pods = 6;
-    let lab = Lab::start(options)?;
+fn one_six_one(options: Options) -> Result<()> {
+    let lab = Lab::start(options.pods(6))?;
     let web = lab.web()?;
     lab.apply(&with_pods(&web, 1))?;
     let mut running = long_lived(&lab, 4)?;
+    let until_six = long_lived(&lab, 4)?;
     lab.apply(&web)?;
     for to in lab.targets(80)? {
         let found = clients::spread(&lab.client, to, 120)?;
         ensure!(found.len() == 6, "not every one of six endpoints got clients: {found:?}");
     }
+    finish(until_six, &[]).context("while there are six")?;
     running.extend(long_lived(&lab, 6)?);
     let mut shrunk = web.clone();
     for endpoint in shrunk.endpoints.iter_mut().skip(1) {
@@ -77,22 +80,24 @@ fn one_six_one(hook: &str, nft: bool) -> Result<()> {
     finish(running, &[])
 }
 
-/// Pods are replaced one by one; only connections to the pods that have gone may end.
-fn rolling_update(hook: &str) -> Result<()> {
-    let mut options = Options::new(hook).nft(true);
-    options.pods = 6;
-    let lab = Lab::start(options)?;
+/// Pods are replaced one by one; only connections to the pods that have gone may end, and nobody who comes
+/// meanwhile waits.
+fn rolling_update(options: Options) -> Result<()> {
+    let lab = Lab::start(options.pods(6))?;
     let all = lab.web()?;
     let mut web = with_pods(&all, 3);
     lab.apply(&web)?;
     let running = long_lived(&lab, 6)?;
+    let newcomers: Vec<_> = lab.targets(80)?.into_iter().map(|to| Newcomers::start(&lab.client, to)).collect();
     for number in 0..2 {
+        let until_terminating = long_lived(&lab, 4)?;
         web.endpoints.push(all.endpoints[3 + number].clone());
         lab.apply(&web)?;
         web.endpoints[0].ready = false;
         web.endpoints[0].terminating = true;
         lab.apply(&web)?;
         sys::pause(100);
+        finish(until_terminating, &[]).with_context(|| format!("while pod{number} terminates"))?;
         web.endpoints.remove(0);
         lab.apply(&web)?;
         for to in lab.targets(80)? {
@@ -100,68 +105,10 @@ fn rolling_update(hook: &str) -> Result<()> {
             ensure!(found.len() == 3, "in round {number} clients found {found:?}");
         }
     }
+    for one in newcomers {
+        ensure!(one.finish()?.len() >= 3, "newcomers met fewer pods than there are");
+    }
     finish(running, &["node1-pod0", "node1-pod1"])
 }
 
-/// When only terminating endpoints that serve are left, they take new clients.
-fn all_terminating(hook: &str) -> Result<()> {
-    let lab = Lab::start(Options::new(hook))?;
-    let mut web = lab.web()?;
-    lab.apply(&web)?;
-    let running = long_lived(&lab, 3)?;
-    for endpoint in &mut web.endpoints {
-        endpoint.ready = false;
-        endpoint.terminating = true;
-    }
-    lab.apply(&web)?;
-    for to in lab.targets(80)? {
-        clients::spread(&lab.client, to, 20)?;
-    }
-    finish(running, &[])
-}
-
-/// ClientIP: all connections of a client meet one pod, through a scale-up too.
-fn client_ip(hook: &str) -> Result<()> {
-    let mut options = Options::new(hook);
-    options.pods = 6;
-    let lab = Lab::start(options)?;
-    let mut web = lab.web()?;
-    web.affinity = true;
-    lab.apply(&with_pods(&web, 2))?;
-    for to in lab.targets(80)? {
-        let mut open = Conn::open(&lab.client, to)?;
-        let name = open.ask("NAME")?;
-        lab.apply(&web)?;
-        let found = clients::spread(&lab.client, to, 20)?;
-        ensure!(found.len() == 1 && found.contains_key(&name), "first {name}, after the scale-up {found:?}");
-        ensure!(open.ask("NAME")? == name, "the open connection moved");
-        lab.apply(&with_pods(&web, 2))?;
-    }
-    Ok(())
-}
-
-macro_rules! both_hooks {
-    ($($name:ident: $test:expr;)*) => {
-        $(mod $name {
-            use super::*;
-            #[test]
-            fn xdp() -> Result<()> {
-                ($test)("xdp")
-            }
-            #[test]
-            fn tcx() -> Result<()> {
-                ($test)("tcx")
-            }
-        })*
-    };
-}
-
-both_hooks! {
-    flap_alone: |hook| flap(hook, false);
-    flap_beside_conntrack: |hook| flap(hook, true);
-    one_six_one_alone: |hook| one_six_one(hook, false);
-    one_six_one_beside_conntrack: |hook| one_six_one(hook, true);
-    rolling: rolling_update;
-    terminating: all_terminating;
-    affinity: client_ip;
-}
+each_hook_and_rules! { flap one_six_one rolling_update }

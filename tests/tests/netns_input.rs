@@ -1,13 +1,14 @@
-//! Broken manifests are named in `status` while everything else keeps working (invariant I4).
+//! Broken manifests are named in `status` while everything else keeps working (invariant I4); no list changes
+//! nothing (I10).
 
 use std::os::unix::fs::symlink;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use purelb_tests::clients;
 use purelb_tests::lab::{Lab, Options};
 use purelb_tests::manifests;
-use purelb_tests::sys;
+use purelb_tests::{each_hook, sys};
 use serde_json::Value;
 
 /// A Service at a VIP of its own with one field spoilt: the text replaces a line of this one.
@@ -73,10 +74,8 @@ fn broken() -> Vec<(&'static str, Vec<u8>)> {
     all
 }
 
-fn bad_input(hook: &str) -> Result<()> {
-    let lab = Lab::start(Options::new(hook))?;
-    let web = lab.web()?;
-    lab.apply(&web)?;
+fn bad_input(options: Options) -> Result<()> {
+    let (lab, web) = Lab::serving(options)?;
     let files = broken();
     for (file, content) in &files {
         lab.write(file, content)?;
@@ -114,53 +113,23 @@ fn bad_input(hook: &str) -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn bad_input_xdp() -> Result<()> {
-    bad_input("xdp")
-}
-
-#[test]
-fn bad_input_tcx() -> Result<()> {
-    bad_input("tcx")
-}
-
-/// A VIP that is a Node's address is never judged, and reported.
-#[test]
-fn vip_equal_to_node_address() -> Result<()> {
-    let lab = Lab::start(Options::new("xdp"))?;
-    let node = &lab.nodes[0];
-    let own = purelb_tests::servers::start(&node.netns, "node1", &[7000])?;
-    let mut web = lab.web()?;
-    lab.apply(&web)?;
-    web.name = "taken".to_owned();
-    web.vips = node.addresses.clone();
-    let mut objects = vec![web.service()];
-    objects.extend(web.slices());
-    lab.write_objects("taken.yaml", &objects)?;
-    sys::wait_for("the fault is reported", Duration::from_secs(10), || {
-        let status = node.agent.query(&["status"])?;
-        Ok(status.get("problems").is_some_and(|problems| problems.to_string().contains("taken")))
-    })?;
-    for addr in &node.addresses {
-        let to = std::net::SocketAddr::new(*addr, 7000);
-        let found = clients::spread(&lab.client, to, 3)?;
-        ensure!(found.contains_key("node1"), "the node's own address was judged: {found:?}");
-    }
-    drop(own);
-    Ok(())
-}
-
 /// An agent whose folder is empty or missing writes nothing, and leaves what is pinned alone.
 #[test]
 fn empty_folder_is_no_list() -> Result<()> {
-    let mut lab = Lab::start(Options::new("xdp"))?;
-    lab.apply(&lab.web()?)?;
+    let (mut lab, _) = Lab::serving(Options::new("xdp"))?;
     lab.nodes[0].agent.stop(nix::sys::signal::Signal::SIGKILL)?;
     for file in std::fs::read_dir(lab.manifests())?.flatten() {
         std::fs::remove_file(file.path())?;
     }
+    let age = |lab: &Lab| -> Result<f64> {
+        let status = lab.nodes[0].agent.query(&["status"])?;
+        status.pointer("/tables/heartbeat_age").and_then(Value::as_f64).context("status: no heartbeat_age")
+    };
+    let before = age(&lab)?;
     lab.nodes[0].agent.start()?;
-    sys::pause(1_500);
+    sys::pause(3_500);
+    let after = age(&lab)?;
+    ensure!(after > before + 2.0, "without a list the tables count as fresh: {before} s, then {after} s old");
     for to in lab.targets(80)? {
         let found = clients::spread(&lab.client, to, 40)?;
         ensure!(found.len() == 3, "an empty folder took endpoints away: {found:?}");
@@ -168,3 +137,5 @@ fn empty_folder_is_no_list() -> Result<()> {
     lab.write_objects("again.yaml", &[manifests::node("node9", &["198.18.109.2".parse()?])])?;
     Ok(())
 }
+
+each_hook! { bad_input }

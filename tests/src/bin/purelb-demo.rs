@@ -9,8 +9,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use nix::sys::signal::Signal;
-use purelb_tests::clients::{self, Conn, LongLived};
+use purelb_tests::clients::{self, Conn};
 use purelb_tests::lab::{Lab, Options, VIPS};
+use purelb_tests::load::LongLived;
 use purelb_tests::{agent, sys};
 use serde_json::Value;
 

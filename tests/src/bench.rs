@@ -1,0 +1,11 @@
+//! The benchmark's parts: figures of packets (`cases`, `wrapper`, `rounds`), of the agent on a big
+//! folder (`system`, `folder`,
+//! `pins`), and the table that both end in (`report`).
+
+pub mod cases;
+pub mod folder;
+pub mod pins;
+pub mod report;
+pub mod rounds;
+pub mod system;
+pub mod wrapper;

@@ -1,0 +1,131 @@
+//! Coming to a node that kube-proxy serves, and going from it again: no connection breaks either way.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use nix::sys::signal::Signal;
+use purelb_tests::lab::{Lab, Options};
+use purelb_tests::load::{LongLived, Newcomers};
+use purelb_tests::{clients, each_hook, each_hook_and_rules, sys};
+
+fn long_lived(lab: &Lab) -> Result<Vec<LongLived>> {
+    lab.targets(80)?.into_iter().map(|to| LongLived::start(&lab.client, to, 4)).collect()
+}
+
+fn newcomers(lab: &Lab) -> Result<Vec<Newcomers>> {
+    Ok(lab.targets(80)?.into_iter().map(|to| Newcomers::start(&lab.client, to)).collect())
+}
+
+fn nothing_is_left(lab: &Lab, ids: &[u64]) -> Result<()> {
+    let agent = &lab.nodes[0].agent;
+    let left = std::fs::read_dir(agent.bpf_root()).map(Iterator::count).unwrap_or(0);
+    ensure!(left == 0, "cleanup left {left} pins in {}", agent.bpf_root().display());
+    for id in ids {
+        ensure!(sys::run(&format!("bpftool link show id {id}")).is_err(), "the link {id} is still there");
+    }
+    Ok(())
+}
+
+/// The ids of the agent's links.
+fn links(lab: &Lab) -> Result<Vec<u64>> {
+    let folder = lab.nodes[0].agent.bpf_root().join("links");
+    let id = |entry: std::fs::DirEntry| -> Result<u64> {
+        let text = sys::run(&format!("bpftool -j link show pinned {}", entry.path().display()))?;
+        let value: serde_json::Value = serde_json::from_str(&text)?;
+        value.get("id").and_then(serde_json::Value::as_u64).context("a link without an id")
+    };
+    let ids = std::fs::read_dir(folder)?.flatten().map(id).collect::<Result<Vec<_>>>()?;
+    ensure!(ids.len() >= 2, "only {} links before the cleanup", ids.len());
+    Ok(ids)
+}
+
+/// `cleanup` under load: new connections go to kube-proxy's rules at once, running ones stay where they are
+/// until the deadline, then all of it is gone and new ones are served on.
+fn cleanup_under_load(options: Options) -> Result<()> {
+    let (mut lab, web) = Lab::serving(options)?;
+    lab.proxy_rules(&lab.nodes[0].netns, &web)?;
+    let running = long_lived(&lab)?;
+    let coming = newcomers(&lab)?;
+    let ids = links(&lab)?;
+    let before = lab.counter(&lab.nodes[0].netns, "proxy", "vip")?;
+    ensure!(before == 0, "kube-proxy's rules saw {before} connections while the data path was there");
+    lab.nodes[0].agent.stop(Signal::SIGTERM)?;
+    let began = Instant::now();
+    thread::scope(|scope| -> Result<()> {
+        let cleanup = scope.spawn(|| lab.nodes[0].agent.command(&["cleanup", "--deadline", "4s"], false));
+        sys::pause(1_500);
+        let seen = lab.counter(&lab.nodes[0].netns, "proxy", "vip")?;
+        ensure!(seen > 0, "no new connection reached kube-proxy's rules");
+        for to in lab.targets(80)? {
+            clients::spread(&lab.client, to, 10)?;
+        }
+        sys::pause(1_000);
+        ensure!(running.iter().all(|one| one.ended() == 0), "a running connection broke before the deadline");
+        ensure!(!cleanup.is_finished(), "cleanup ended after {:?} though connections run", began.elapsed());
+        for one in running {
+            one.finish()?;
+        }
+        cleanup.join().map_err(|_| anyhow!("cleanup's thread panicked"))??;
+        Ok(())
+    })?;
+    ensure!(began.elapsed() < Duration::from_secs(6), "cleanup took {:?}, its deadline was 4 s", began.elapsed());
+    for to in lab.targets(80)? {
+        ensure!(clients::spread(&lab.client, to, 40)?.len() == 3, "kube-proxy's rules alone do not spread");
+        clients::udp(&lab.client, to, 100)?;
+    }
+    for one in coming {
+        one.finish()?;
+    }
+    nothing_is_left(&lab, &ids)
+}
+
+/// Without running connections `cleanup` waits for nothing; a second time is fine.
+fn cleanup_when_idle(options: Options) -> Result<()> {
+    let (mut lab, _) = Lab::serving(options)?;
+    for to in lab.targets(80)? {
+        clients::spread(&lab.client, to, 3)?;
+    }
+    let ids = links(&lab)?;
+    let agent = &mut lab.nodes[0].agent;
+    agent.stop(Signal::SIGTERM)?;
+    sys::pause(1_000);
+    let began = Instant::now();
+    agent.command(&["cleanup", "--deadline", "30s"], false)?;
+    ensure!(began.elapsed() < Duration::from_secs(8), "cleanup waited {:?} for nobody", began.elapsed());
+    agent.command(&["cleanup"], false).context("cleanup again")?;
+    nothing_is_left(&lab, &ids)
+}
+
+/// The agent comes to a node that carries connections by kube-proxy (`--live`): they stay there, new ones
+/// are ours.
+fn adoption(options: Options) -> Result<()> {
+    let mut lab = Lab::build(Options { agent_args: vec!["--live", "yes", "--kube-proxy", "yes"], ..options })?;
+    let web = lab.web()?;
+    lab.proxy_rules(&lab.nodes[0].netns, &web)?;
+    let running = long_lived(&lab)?;
+    let coming = newcomers(&lab)?;
+    let mut objects = vec![web.service()];
+    objects.extend(web.slices());
+    lab.write_objects("web.yaml", &objects)?;
+    lab.run()?;
+    lab.wait_programmed(&web)?;
+    sys::pause(300);
+    let before = lab.counter(&lab.nodes[0].netns, "proxy", "vip")?;
+    for to in lab.targets(80)? {
+        let found = clients::spread(&lab.client, to, 40)?;
+        ensure!(found.len() == 3, "after the adoption clients met {found:?}");
+    }
+    let after = lab.counter(&lab.nodes[0].netns, "proxy", "vip")?;
+    ensure!(before == after, "{} new connections went to kube-proxy's rules", after - before);
+    for one in coming {
+        one.finish()?;
+    }
+    for one in running {
+        one.finish()?;
+    }
+    Ok(())
+}
+
+each_hook_and_rules! { cleanup_under_load adoption }
+each_hook! { cleanup_when_idle }
