@@ -12,13 +12,22 @@ use crate::{setup, source};
 
 /// Builds the kernel programs and returns the object.
 pub fn ebpf() -> Result<PathBuf> {
+    object("purelb-ebpf", &[], "purelb-ebpf.o")
+}
+
+/// Builds what `cargo xtask bench` puts around the kernel programs, an object beside theirs.
+pub fn bench() -> Result<PathBuf> {
+    object("purelb-bench-ebpf", &["--features", "bench"], "purelb-bench.o")
+}
+
+fn object(bin: &str, options: &[&str], file: &str) -> Result<PathBuf> {
     let _lock = sh::lock()?;
     let linker = setup::linker()?;
     source::ensure()?;
 
-    sh::run(ebpf_cargo("build", &linker).args(["--release", "-p", "purelb-ebpf"]))?;
-    let built = ebpf_target().join(BPF_TARGET).join("release/purelb-ebpf");
-    let object = workspace().join("target/purelb-ebpf.o");
+    sh::run(ebpf_cargo("build", &linker).args(["--release", "-p", "purelb-ebpf", "--bin", bin]).args(options))?;
+    let built = ebpf_target().join(BPF_TARGET).join("release").join(bin);
+    let object = workspace().join("target").join(file);
     copy_if_changed(&built, &object)?;
     Ok(object)
 }
@@ -38,6 +47,7 @@ pub fn ebpf_cargo(verb: &str, linker: &Path) -> Command {
         "-Cdebuginfo=2".to_owned(),
         format!("-Clinker={}", linker.display()),
         "-Clink-arg=--btf".to_owned(),
+        "-Clink-arg=--disable-expand-memcpy-in-order".to_owned(),
         // Without it an unaligned read becomes byte loads and shifts.
         "-Clink-arg=--cpu-features=+allows-misaligned-mem-access".to_owned(),
     ];

@@ -52,8 +52,8 @@ enum Task {
         #[arg(last = true)]
         args: Vec<String>,
     },
-    /// Measure the datapath
-    #[command(after_help = "Example: cargo xtask bench -- --help")]
+    /// Measure the data path and the agent, beside the limits of BENCHMARKS.md
+    #[command(after_help = "Example: cargo xtask bench -- packet --filter SYN")]
     Bench {
         /// Passed to the benchmark
         #[arg(last = true)]
@@ -69,8 +69,8 @@ fn main() -> Result<()> {
         Task::Test { tier, filter } => test::run(tier, filter.as_deref()),
         Task::Demo { keep, args } => {
             let keep = keep.then(|| "--keep".to_owned());
-            test::program("purelb-demo", false, &keep.into_iter().chain(args).collect::<Vec<_>>())
+            test::demo(&keep.into_iter().chain(args).collect::<Vec<_>>())
         }
-        Task::Bench { args } => test::program("purelb-bench", true, &args),
+        Task::Bench { args } => test::bench(&args),
     }
 }

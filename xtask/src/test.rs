@@ -39,21 +39,32 @@ pub fn run(tier: Tier, filter: Option<&str>) -> Result<()> {
         report.check("datapath tests", || kernel_tier("dp_*", &object, filter, &[]));
     }
     if wanted(Tier::Netns) {
-        // One at a time: two of them would share the few CPUs and miss each other's deadlines.
-        report.check("namespace tests", || kernel_tier("netns_*", &object, filter, &["--test-threads", "1"]));
+        // Two at a time: much of a lab's time is waiting; more would miss each other's deadlines on few CPUs.
+        report.check("namespace tests", || kernel_tier("netns_*", &object, filter, &["--test-threads", "2"]));
     }
     report.finish()
 }
 
-/// Builds what the tests crate drives and runs one of its programs with the caller's arguments.
-pub fn program(name: &str, release: bool, args: &[String]) -> Result<()> {
+/// Runs the demo with the caller's arguments.
+pub fn demo(args: &[String]) -> Result<()> {
     let object = build::ebpf()?;
-    let agent = ready(&object, release)?;
+    let agent = ready(&object, false)?;
+    program(with_object(&object, "run").env("PURELB_AGENT_BIN", agent), "purelb-demo", args)
+}
+
+/// Runs the benchmark, the agent built as it ships, with the caller's arguments.
+pub fn bench(args: &[String]) -> Result<()> {
+    let object = build::ebpf()?;
+    let around = build::bench()?;
+    let agent = ready(&object, true)?;
     let mut run = with_object(&object, "run");
-    if release {
-        run.arg("--release");
-    }
-    run.env("PURELB_AGENT_BIN", agent).args(["--quiet", "-p", "purelb-tests", "--bin", name, "--"]);
+    run.arg("--release").env("PURELB_AGENT_BIN", agent).env("PURELB_BENCH_OBJECT", around);
+    program(&mut run, "purelb-bench", args)
+}
+
+/// Builds and runs a program of the tests crate.
+fn program(run: &mut Command, name: &str, args: &[String]) -> Result<()> {
+    run.args(["--quiet", "-p", "purelb-tests", "--bin", name, "--"]);
     // Its exit code is ours: a demo that fails must say so to whoever called.
     let status = run.args(args).status()?;
     if !status.success() {

@@ -13,6 +13,7 @@ const UNSAFE_FILES: &[&str] = &[
     "purelb-ebpf/src/maps.rs",
     "purelb-ebpf/src/packet.rs",
     "purelb-ebpf/src/main.rs",
+    "purelb-ebpf/src/bench.rs",
     "purelb-agent/src/bpf/sys.rs",
     "tests/src/sys.rs",
 ];
