@@ -62,6 +62,15 @@ fn sysctls(root: &Path, uplinks: &[Uplink]) -> Vec<Problem> {
         let set = |interface| value("net/ipv4/conf", interface, "rp_filter").unwrap_or(0);
         set("all").max(set(name)) == 1
     };
+    for (group, name) in [("net/bridge", "bridge-nf-call-iptables"), ("net/bridge", "bridge-nf-call-ip6tables")] {
+        let bridges = uplinks.iter().any(|u| u.kind == "bridge");
+        if bridges && value(group, "", name) == Some(1) {
+            let field = format!("net.bridge.{name}");
+            let message = "is on: netfilter sees packets for VIPs on the bridge before they are rewritten there";
+            let remedy = format!("name the bridge's port in datapath.interfaces instead, or sysctl -w {field}=0");
+            out.push(problem(&field, message, remedy));
+        }
+    }
     for name in uplinks.iter().map(|u| u.name.as_str()) {
         // sysctl writes a dot of an interface's name as a slash.
         let field = |setting: &str| format!("net.ipv4.conf.{}.{setting}", name.replace('.', "/"));
@@ -113,6 +122,10 @@ mod tests {
         assert!(fields(&one).is_empty());
         let strict = "net.ipv4.conf.eth1/5.rp_filter | sysctl -w net.ipv4.conf.eth1/5.rp_filter=2";
         assert_eq!(fields(&two), [strict], "eth0 is loose");
+        set("net/bridge/bridge-nf-call-iptables", "1");
+        assert!(fields(&one).is_empty(), "no bridge, no matter");
+        let bridge = [Uplink { kind: "bridge".to_owned(), ..uplink("br0") }];
+        assert!(fields(&bridge).first().unwrap().starts_with("net.bridge.bridge-nf-call-iptables | name the bridge's"));
         set("net/ipv4/conf/eth0/forwarding", "0");
         set("net/ipv6/conf/all/forwarding", "0");
         let found = fields(&one);
