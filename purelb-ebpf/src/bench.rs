@@ -8,7 +8,7 @@
 #![no_main]
 
 use aya_ebpf::EbpfContext as _;
-use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_PASS};
+use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_PASS, XDP_TX};
 use aya_ebpf::btf_maps::{Array, LruHashMap, ProgramArray};
 use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
@@ -19,6 +19,8 @@ const COPY: usize = 80;
 const ADDRESSES4: usize = 14 + 12;
 /// Offset of the ports behind an IPv4 header.
 const PORTS4: usize = 14 + 20;
+/// Ethernet, IPv4 and UDP headers, in whole words.
+const HEADERS4: usize = 48;
 /// Offset of an IPv6 header's addresses.
 const ADDRESSES6: usize = 14 + 8;
 /// Offset of the ports behind an IPv6 header.
@@ -51,10 +53,21 @@ pub fn look_up(_context: XdpContext) -> u32 {
     let Some(flow) = next_flow() else { return XDP_ABORTED };
     let key = [flow, 0];
     // SAFETY: only its presence counts.
-    if unsafe { FLOWS.get(&key) }.is_none() {
-        let _ = FLOWS.insert(&key, [0; 3], 0);
+    if unsafe { FLOWS.get(key) }.is_none() {
+        let _ = FLOWS.insert(key, [0; 3], 0);
     }
     XDP_PASS
+}
+
+/// Sends the next flow's packet out of the device that it claims to come from. The frame's memory
+/// comes back as the receiver left it, so all of the headers are written.
+#[xdp(frags)]
+pub fn send4(context: XdpContext) -> u32 {
+    let Some(start) = frame(&context, COPY + HEADERS4) else { return XDP_ABORTED };
+    for word in 0..HEADERS4 / 8 {
+        copy::<u64>(start + 8 * word, 0);
+    }
+    if write4(&context).is_some() { XDP_TX } else { XDP_ABORTED }
 }
 
 macro_rules! wrapper {

@@ -1,9 +1,10 @@
 //! The benchmark's parts: figures of packets (`cases`, `wrapper`, `rounds`), of the agent on a big
 //! folder (`system`, `folder`,
-//! `pins`), and the table that both end in (`report`).
+//! `pins`), forwarding beside other ways (`live`), and the table that all end in (`report`).
 
 pub mod cases;
 pub mod folder;
+pub mod live;
 pub mod pins;
 pub mod report;
 pub mod rounds;

@@ -24,6 +24,8 @@ pub fn all() -> Result<()> {
             "--release",
             "-p",
             "purelb-ebpf",
+            "--features",
+            "bench",
             "--",
             "-D",
             "warnings",

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use indicatif::ProgressBar;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
@@ -46,12 +46,14 @@ const TRIVIAL: &str = "trivial";
 pub fn measure(options: &Options, bar: &ProgressBar) -> Result<Section> {
     let cases: Vec<Case> = cases::all().into_iter().filter(|case| case.name.contains(&options.filter)).collect();
     ensure!(!cases.is_empty(), "no packet row contains {:?} (--filter)", options.filter);
-    pin(options.cpu)?;
     bar.set_length(u64::from(options.loads) * u64::from(options.rounds));
     let mut samples = Samples::new();
     for load in 1..=options.loads {
         bar.set_message(format!("load {load}: filling and proving"));
-        one_load(&cases, options, &mut samples, bar).with_context(|| format!("load {load}"))?;
+        // A thread of its own: what is measured next may use all CPUs again.
+        let load_once = || pin(options.cpu).and_then(|()| one_load(&cases, options, &mut samples, bar));
+        let done = std::thread::scope(|scope| scope.spawn(load_once).join());
+        done.map_err(|_| anyhow!("a thread panicked"))?.with_context(|| format!("load {load}"))?;
     }
     let trivial = samples.get(TRIVIAL).context("no round was run")?;
     let rows = cases.iter().map(|case| row(case, &samples, trivial)).collect::<Result<_>>()?;
@@ -109,7 +111,7 @@ const fn empty(family: Family) -> &'static str {
 }
 
 /// From here on this thread stays on one CPU.
-fn pin(cpu: usize) -> Result<()> {
+pub(super) fn pin(cpu: usize) -> Result<()> {
     let mut set = CpuSet::new();
     set.set(cpu).with_context(|| format!("--cpu {cpu}: no such CPU"))?;
     sched_setaffinity(Pid::from_raw(0), &set).with_context(|| format!("--cpu {cpu}: this process may not run there"))
@@ -139,7 +141,7 @@ fn row(case: &Case, samples: &Samples, trivial: &[f64]) -> Result<Row> {
 }
 
 /// Mean of the lowest tenth.
-fn best(samples: &[f64]) -> f64 {
+pub(super) fn best(samples: &[f64]) -> f64 {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
     let tenth = sorted.get(..sorted.len().div_ceil(10)).unwrap_or_default();

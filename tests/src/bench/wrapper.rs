@@ -1,10 +1,11 @@
 //! The object of `purelb-ebpf/src/bench.rs` round a loaded [`World`], and one timed run.
 
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Array, MapData, ProgramArray};
-use aya::programs::{TestRun as _, TestRunOptions, Xdp};
+use aya::programs::{TestRun as _, TestRunAttrs, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 
 use crate::packet::{Family, Packet};
@@ -14,6 +15,8 @@ use crate::world::World;
 pub const OBJECT: &str = "PURELB_BENCH_OBJECT";
 /// Where the frame's second copy of its headers is, and how long it is.
 const COPY: std::ops::Range<usize> = 80..154;
+/// Bytes behind the headers that make room for the copy.
+pub const PAYLOAD: usize = 100;
 const PROGRAMS: [&str; 6] = ["trivial", "look_up", "measured4", "measured6", "empty4", "empty6"];
 
 /// What runs.
@@ -73,12 +76,7 @@ impl Wrapper {
     /// # Errors
     /// No object, or a kernel that refuses it.
     pub fn load(world: &World) -> Result<Self> {
-        let path = match std::env::var_os(OBJECT) {
-            Some(path) => PathBuf::from(path),
-            None => PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/purelb-bench.o")),
-        };
-        ensure!(path.is_file(), "{}: no such object; run `cargo xtask bench`, which builds it", path.display());
-        let mut ebpf = EbpfLoader::new().load_file(&path).with_context(|| format!("load {}", path.display()))?;
+        let mut ebpf = object()?;
         for name in PROGRAMS {
             let program: &mut Xdp = ebpf.program_mut(name).with_context(|| missing(name))?.try_into()?;
             program.load().with_context(|| format!("the kernel refuses {name}"))?;
@@ -128,12 +126,54 @@ fn missing(name: &str) -> String {
     format!("the benchmark's object has no {name}; build it anew with `cargo xtask bench`")
 }
 
+fn object() -> Result<Ebpf> {
+    let path = match std::env::var_os(OBJECT) {
+        Some(path) => PathBuf::from(path),
+        None => PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/purelb-bench.o")),
+    };
+    ensure!(path.is_file(), "{}: no such object; run `cargo xtask bench`, which builds it", path.display());
+    EbpfLoader::new().load_file(&path).with_context(|| format!("load {}", path.display()))
+}
+
+/// Sends live frames out of a device of this thread's network namespace; how long it takes.
+///
+/// # Errors
+/// The kernel refuses the frame or the device.
+pub fn send(frame: &[u8], flows: u64, ifindex: u32, frames: u32) -> Result<Duration> {
+    let mut ebpf = object()?;
+    let program: &mut Xdp = ebpf.program_mut("send4").with_context(|| missing("send4"))?.try_into()?;
+    program.load().context("the kernel refuses send4")?;
+    let mut walk: Array<_, [u64; 3]> = Array::try_from(ebpf.map_mut("WALK").with_context(|| missing("WALK"))?)?;
+    walk.set(0, [0, flows - 1, 1], 0)?;
+    // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+    let context = [0, u32::try_from(frame.len())?, 0, ifindex, 0, 0].map(u32::to_ne_bytes).concat();
+    let program: &Xdp = ebpf.program("send4").with_context(|| missing("send4"))?.try_into()?;
+    let run = |repeat| -> Result<Duration> {
+        let attrs = TestRunAttrs::new().xdp_live_frames(64);
+        let options =
+            TestRunOptions { data_in: Some(frame), ctx_in: Some(&context), repeat, attrs, ..TestRunOptions::default() };
+        let start = Instant::now();
+        program.test_run(options).context("send live frames")?;
+        Ok(start.elapsed())
+    };
+    // What a call costs before its first frame is no part of a frame's cost.
+    let set_up = run(1)?;
+    Ok(run(frames)?.saturating_sub(set_up))
+}
+
 /// The bytes of a packet with the second copy of its headers where the wrappers look for it.
 ///
 /// # Errors
-/// A packet that is too short, or that no frame can hold.
+/// A packet that no frame can hold.
 pub fn frame(packet: &Packet, family: Family) -> Result<Vec<u8>> {
-    let mut frame = Packet { payload: 100, ..packet.clone() }.bytes(family)?;
+    with_copy(Packet { payload: PAYLOAD, ..packet.clone() }.bytes(family)?)
+}
+
+/// A frame with the second copy of its headers.
+///
+/// # Errors
+/// A frame without room for it.
+pub fn with_copy(mut frame: Vec<u8>) -> Result<Vec<u8>> {
     let original = frame.get(..COPY.len()).context("a frame shorter than its headers")?.to_vec();
     // What is shorter than an IPv6 header with TCP's leaves out bytes that no wrapper reads.
     for (to, from) in frame.iter_mut().skip(COPY.start).zip(original) {

@@ -8,7 +8,7 @@ use anyhow::Result;
 use clap::{Args as ClapArgs, Parser, ValueEnum};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use purelb_tests::bench::report::{self, Section};
-use purelb_tests::bench::{rounds, system};
+use purelb_tests::bench::{live, rounds, system};
 
 /// Measures the data path and the agent; see BENCHMARKS.md.
 #[derive(Debug, Parser)]
@@ -21,6 +21,11 @@ struct Args {
     packet: Packet,
     #[command(flatten)]
     system: System,
+    #[command(flatten)]
+    live: Live,
+    /// The CPU that packets are run on [default: the last one]
+    #[arg(long)]
+    cpu: Option<usize>,
     /// How to print them.
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     output: Output,
@@ -32,6 +37,8 @@ enum What {
     Packet,
     /// The agent on a folder of thousands of Services
     System,
+    /// Forwarding to a pod, beside kube-proxy's way
+    Live,
     /// All of them
     All,
 }
@@ -60,9 +67,6 @@ struct Packet {
     /// From one flow to the next: 1 takes them in turn, another odd number mixes them
     #[arg(long, default_value_t = 1)]
     step: u64,
-    /// The CPU to run on
-    #[arg(long, default_value_t = 1)]
-    cpu: usize,
 }
 
 #[derive(Clone, Copy, Debug, ClapArgs)]
@@ -82,6 +86,20 @@ struct System {
     idle: u64,
 }
 
+#[derive(Clone, Copy, Debug, ClapArgs)]
+#[command(next_help_heading = "Live rows")]
+struct Live {
+    /// Rounds over all ways
+    #[arg(long, default_value_t = 5)]
+    live_rounds: u32,
+    /// Frames of a way in a round
+    #[arg(long, default_value_t = 1_000_000)]
+    frames: u32,
+    /// Flows that take turns
+    #[arg(long, default_value_t = 64)]
+    flows: u64,
+}
+
 fn main() -> ExitCode {
     let args = Args::parse();
     match run(&args) {
@@ -93,7 +111,7 @@ fn main() -> ExitCode {
             if report::good(&sections) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
         Err(error) => {
-            eprintln!("purelb-bench: {error:#}");
+            eprintln!("purelb-bench: {}", shortened(&format!("{error:#}")));
             ExitCode::from(2)
         }
     }
@@ -101,9 +119,10 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Result<Vec<Section>> {
     let mut sections = Vec::new();
+    let cpu = args.cpu.unwrap_or_else(last_cpu);
     let wanted = |what| args.what == what || args.what == What::All;
     if wanted(What::Packet) {
-        let Packet { filter, loads, rounds, repeat, step, cpu } = args.packet.clone();
+        let Packet { filter, loads, rounds, repeat, step } = args.packet.clone();
         let options = rounds::Options { loads, rounds, repeat, step: step | 1, cpu, filter };
         let bar = bar("packet");
         sections.push(rounds::measure(&options, &bar)?);
@@ -116,7 +135,26 @@ fn run(args: &Args) -> Result<Vec<Section>> {
         sections.push(system::measure(&options, &bar)?);
         bar.finish_and_clear();
     }
+    if wanted(What::Live) {
+        let Live { live_rounds: rounds, frames, flows } = args.live;
+        let bar = bar("live");
+        sections.push(live::measure(&live::Options { rounds, frames, flows, cpu }, &bar)?);
+        bar.finish_and_clear();
+    }
     Ok(sections)
+}
+
+/// The first one has the interrupts.
+fn last_cpu() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from) - 1
+}
+
+/// A verifier's log has thousands of lines; what matters are the first and the last ones.
+fn shortened(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    let (head, tail) = (lines.len().min(4), lines.len().saturating_sub(20).max(4));
+    let shown = lines.iter().take(head).chain(lines.iter().skip(tail));
+    shown.map(|line| line.chars().take(200).collect::<String>()).collect::<Vec<_>>().join("\n")
 }
 
 /// Progress on a terminal, nothing elsewhere.
