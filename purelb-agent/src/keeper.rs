@@ -18,10 +18,12 @@ use crate::pulse;
 use crate::snapshot::{Publisher, Snapshot, Uplink};
 use crate::source::{Folder, Look};
 
-/// Everything is looked at this often even if nothing says that it changed; inotify makes it rare.
-pub const POLL: Duration = Duration::from_secs(5);
-/// The maps are read again, and what only time changes is looked at.
+/// Everything is looked at this often even if nothing says that it changed...
+const POLL: Duration = Duration::from_secs(5);
+/// ... and the maps are read again this often, and what only time changes is looked at...
 const RESYNC: Duration = Duration::from_secs(60);
+/// ... but less often where that takes long, since changes wait for it: so many times as long as it took.
+const REST: u32 = 500;
 
 /// Why the agent cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -47,7 +49,8 @@ pub struct Keeper {
     planner: Planner,
     /// The maps as we left them; `None`: they must be read.
     observed: Option<Observed>,
-    resynced: Instant,
+    polled: Pace,
+    resynced: Pace,
     attached: Vec<(net::Uplink, Datapath)>,
     attach_problems: Vec<Problem>,
     snapshot: Snapshot,
@@ -64,6 +67,7 @@ impl Keeper {
     pub fn new(args: Node, folder: Folder, programs: Programs, pinned: bool) -> Result<Self, KeepError> {
         let netlink = Netlink::new()?;
         let clock = programs.maps().clock()?;
+        let settle = Duration::from_millis(args.settle / 2).max(Duration::from_secs(1));
         let snapshot = Snapshot { node: args.node_name.clone(), pid: std::process::id(), ..Snapshot::default() };
         Ok(Self {
             kube_proxy: KubeProxy::new(args.kube_proxy),
@@ -74,7 +78,8 @@ impl Keeper {
             network: None,
             planner: Planner::default(),
             observed: None,
-            resynced: Instant::now(),
+            polled: Pace::new(Duration::ZERO),
+            resynced: Pace::new(RESYNC.min(settle)),
             attached: Vec::new(),
             attach_problems: Vec::new(),
             snapshot,
@@ -110,19 +115,31 @@ impl Keeper {
         Ok(())
     }
 
+    /// When [`Self::look_at_all`] is due.
+    #[must_use]
+    pub const fn next_poll(&self) -> Instant {
+        self.polled.next
+    }
+
     /// The poll.
     ///
     /// # Errors
     /// As [`Self::look`].
     pub async fn look_at_all(&mut self) -> Result<(), KeepError> {
+        let begin = Instant::now();
+        let resync = begin >= self.resynced.next;
         self.network = None;
-        let settle = Duration::from_millis(self.args.settle / 2).max(Duration::from_secs(1));
-        if self.resynced.elapsed() >= RESYNC.min(settle) {
-            self.resynced = Instant::now();
+        if resync {
             self.observed = None;
             self.planner.forget();
         }
-        self.look(&Look::All).await
+        self.look(&Look::All).await?;
+        let settle = Duration::from_millis(self.args.settle / 2).max(Duration::from_secs(1));
+        if resync {
+            self.resynced.ended(begin, RESYNC.min(settle));
+        }
+        self.polled.ended(if resync { Instant::now() } else { begin }, POLL);
+        Ok(())
     }
 
     /// Reads what may have changed, plans, applies.
@@ -233,5 +250,23 @@ impl Keeper {
     /// The last words, when the agent ends.
     pub async fn end(mut self) {
         self.publisher.end(&self.snapshot).await;
+    }
+}
+
+/// When something that is done again and again is due.
+#[derive(Debug)]
+struct Pace {
+    next: Instant,
+}
+
+impl Pace {
+    fn new(first: Duration) -> Self {
+        Self { next: Instant::now() + first }
+    }
+
+    /// It was done from `begin` until now.
+    fn ended(&mut self, begin: Instant, usual: Duration) {
+        let now = Instant::now();
+        self.next = now + usual.max(now.duration_since(begin) * REST);
     }
 }

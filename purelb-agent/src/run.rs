@@ -81,7 +81,6 @@ async fn node(args: Node) -> anyhow::Result<()> {
     let _watcher = watch(&folder, news, Arc::clone(&lost));
     let mut keeper = keeper::Keeper::new(args, reading.await?, programs, pinned)?;
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let mut poll = tokio::time::interval(keeper::POLL);
     let mut beat = tokio::time::interval(Duration::from_secs(1));
     let mut sweep = tokio::time::interval(bpf::SWEEP);
     loop {
@@ -89,7 +88,7 @@ async fn node(args: Node) -> anyhow::Result<()> {
             _ = term.recv() => break,
             _ = int.recv() => break,
             _ = beat.tick() => keeper.beat()?,
-            _ = poll.tick() => keeper.look_at_all().await?,
+            () = tokio::time::sleep_until(keeper.next_poll().into()) => keeper.look_at_all().await?,
             _ = sweep.tick() => drop(tokio::task::spawn_blocking({
                 let root = root.clone();
                 move || bpf::sweep(&root)

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::FutureExt as _;
 use purelb_plan::problem::Problem;
 use purelb_plan::view::View;
 use serde::{Deserialize, Serialize};
@@ -56,25 +57,34 @@ pub fn write(bpf_root: &Path, snapshot: &Snapshot) -> io::Result<()> {
     replace(bpf_root, &serde_json::to_vec(snapshot)?)
 }
 
-/// Keeps the file current beside the agent's work: once a second at most, on another thread, since that of
-/// thousands of services takes long to write.
+/// Keeps the file current beside the agent's work: once a second at most, less often where it takes long (that of
+/// thousands of services does), and on another thread.
 #[derive(Debug)]
 pub struct Publisher {
     root: PathBuf,
-    last: Option<Instant>,
+    next: Instant,
     waiting: bool,
-    /// Gives back what it wrote.
-    job: Option<JoinHandle<Vec<u8>>>,
-    written: Vec<u8>,
+    job: Option<JoinHandle<Written>>,
+    written: Written,
+}
+
+/// What was written, and how long it took.
+#[derive(Debug, Default)]
+struct Written {
+    text: Vec<u8>,
+    took: Duration,
 }
 
 const PACE: Duration = Duration::from_secs(1);
+/// It rests so many times as long as it worked.
+const REST: u32 = 50;
 
 impl Publisher {
     /// Of an instance.
     #[must_use]
     pub fn new(bpf_root: &Path) -> Self {
-        Self { root: bpf_root.to_owned(), last: None, waiting: false, job: None, written: Vec::new() }
+        let written = Written::default();
+        Self { root: bpf_root.to_owned(), next: Instant::now(), waiting: false, job: None, written }
     }
 
     /// Something may have changed.
@@ -85,37 +95,41 @@ impl Publisher {
 
     /// Writes what waits, if it may by now.
     pub fn flush(&mut self, snapshot: &Snapshot) {
-        let busy = self.job.as_ref().is_some_and(|job| !job.is_finished());
-        if !self.waiting || busy || self.last.is_some_and(|last| last.elapsed() < PACE) {
-            return;
+        if let Some(job) = self.job.take_if(|job| job.is_finished()) {
+            self.written = job.now_or_never().and_then(Result::ok).unwrap_or_default();
+            self.next += self.written.took * REST;
         }
+        if self.waiting && self.job.is_none() && Instant::now() >= self.next {
+            self.begin(snapshot);
+        }
+    }
+
+    fn begin(&mut self, snapshot: &Snapshot) {
         self.waiting = false;
-        self.last = Some(Instant::now());
-        let (root, snapshot, before) = (self.root.clone(), snapshot.clone(), self.job.take());
-        let first = std::mem::take(&mut self.written);
-        self.job = Some(tokio::spawn(async move {
-            let written = match before {
-                Some(job) => job.await.unwrap_or_default(),
-                None => first,
-            };
-            tokio::task::spawn_blocking(move || write_if_new(&root, &snapshot, written)).await.unwrap_or_default()
+        self.next = Instant::now() + PACE;
+        let (root, snapshot, before) = (self.root.clone(), snapshot.clone(), std::mem::take(&mut self.written));
+        self.job = Some(tokio::task::spawn_blocking(move || {
+            let begin = Instant::now();
+            let text = write_if_new(&root, &snapshot, &before.text);
+            Written { text, took: begin.elapsed() }
         }));
     }
 
     /// Writes what waits, now.
     pub async fn end(&mut self, snapshot: &Snapshot) {
-        self.last = None;
         if let Some(job) = self.job.take() {
             self.written = job.await.unwrap_or_default();
         }
-        self.flush(snapshot);
+        if self.waiting {
+            self.begin(snapshot);
+        }
         if let Some(job) = self.job.take() {
             drop(job.await);
         }
     }
 }
 
-fn write_if_new(root: &Path, snapshot: &Snapshot, written: Vec<u8>) -> Vec<u8> {
+fn write_if_new(root: &Path, snapshot: &Snapshot, written: &[u8]) -> Vec<u8> {
     let text = serde_json::to_vec(snapshot).unwrap_or_default();
     if text != written
         && let Err(error) = replace(root, &text)
