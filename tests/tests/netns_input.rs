@@ -122,7 +122,12 @@ fn empty_folder_is_no_list() -> Result<()> {
         std::fs::remove_file(file.path())?;
     }
     let age = |lab: &Lab| -> Result<f64> {
-        let status = lab.nodes[0].agent.query(&["status"])?;
+        // Not ready: the command says so by its exit code, too.
+        let node = &lab.nodes[0];
+        let root = node.agent.bpf_root().display().to_string();
+        let args = ["status", "-o", "json", "--bpf-root", &root];
+        let out = node.netns.command(purelb_tests::agent::binary()?).args(args).output()?;
+        let status: Value = serde_json::from_slice(&out.stdout)?;
         status.pointer("/tables/heartbeat_age").and_then(Value::as_f64).context("status: no heartbeat_age")
     };
     let before = age(&lab)?;

@@ -69,15 +69,18 @@ impl Desired {
             datapath: world.datapath.clone(),
             kube_proxy: world.kube_proxy,
             live: false,
+            unread: false,
         };
         if self.seen.as_ref() != Some(&frame) {
             self.known.clear();
+            self.gather();
             self.seen = Some(frame);
         }
         let same = |name: &String, service: &Arc<Service>| world.services.get(name).is_some_and(|s| alike(s, service));
+        let before = self.known.len();
         self.known.retain(|name, (service, _)| same(name, service));
-        let fresh: Vec<&String> = world.services.keys().filter(|name| !self.known.contains_key(*name)).collect();
-        if fresh.is_empty() && self.known.len() == world.services.len() && self.contested.is_empty() {
+        // Nothing went, and all that is there is known.
+        if before == self.known.len() && before == world.services.len() && self.contested.is_empty() {
             return;
         }
         let owners = owners(world, observed, slots);

@@ -8,7 +8,7 @@ use purelb_common::table::FIRST_ENDPOINT;
 use purelb_plan::apply::Twin;
 use purelb_plan::maglev;
 use purelb_plan::observed::{Action, Family, Slots as _};
-use purelb_plan::plan::{Plan, plan};
+use purelb_plan::plan::{Plan, Planner, Settings, plan};
 use purelb_plan::world::{Endpoint, EndpointState, Protocol, Service, ServicePort, World};
 
 use maps::Chance;
@@ -219,6 +219,84 @@ fn nothing_is_left_after_a_crash_at_any_point() {
                 |s: &purelb_common::table::Service| s.span() != 0 || observed.block(s).iter().any(|x| x.unsettled(s));
             assert!(!observed.observed.services.values().any(unsettled), "seed {seed} has not settled at {now}");
         }
+    }
+}
+
+/// A planner that remembers finds whatever changes: Services that come, go, change, contest each other, the node's
+/// addresses, its settings.
+#[test]
+fn memory_overlooks_nothing() {
+    let never = Settings { settle: u32::MAX / 2, ..SETTINGS };
+    for seed in 0..30 {
+        let mut chance = Chance(seed);
+        let (mut planner, mut twin, mut world) = (Planner::default(), empty(), any_world(&mut chance));
+        // A small array: growth and newcomers find no room now and then.
+        twin.observed.capacity = if seed % 3 == 0 { 16 << 10 } else { 1 << 20 };
+        for now in 100..140 {
+            let other = any_world(&mut chance);
+            for (name, service) in other.services {
+                match chance.below(6) {
+                    0 => drop(world.services.insert(name, service)),
+                    1 => drop(world.services.remove(&name)),
+                    _ => {}
+                }
+            }
+            match chance.below(12) {
+                0 => world.node_addresses = [IpAddr::from([192, 0, 2, chance.below(5) as u8])].into(),
+                1 => world.kube_proxy = !world.kube_proxy,
+                2 => world.datapath.unknown_ports_pass = !world.datapath.unknown_ports_pass,
+                3 => world.pod_ranges = ["10.0.0.0/16".parse().unwrap()].into(),
+                4 => planner.forget(),
+                _ => {}
+            }
+            let mine = planner.plan(&world, &twin.observed, &twin, &never, now);
+            let stranger = plan(&world, &twin.observed, &twin, &never, now);
+            assert_eq!(mine.actions, stranger.actions, "seed {seed} at {now}");
+            assert_eq!(format!("{mine:?}"), format!("{stranger:?}"), "seed {seed} at {now}");
+            apply_all(&mut twin, &mine);
+        }
+    }
+}
+
+/// An agent that starts beside a file it cannot read takes nothing away that the file may hold; what it has once seen may go.
+#[test]
+fn absence_proves_nothing_before_all_was_read() {
+    for seed in 0..40 {
+        let mut chance = Chance(seed);
+        let mut whole = any_world(&mut chance);
+        for service in whole.services.values_mut().map(Arc::make_mut) {
+            // Nothing contested, nothing twice: there a part of the input may mean something else than the whole.
+            service.vips.retain(IpAddr::is_ipv4);
+            service.endpoints.sort();
+            service.endpoints.dedup_by_key(|e| e.addr);
+            service.endpoints.retain(|e| e.state != EndpointState::Terminating);
+        }
+        let mut twin = empty();
+        follow(&whole, &mut twin, 100);
+        let mut part = World { unread: true, ..whole.clone() };
+        part.services.retain(|_, _| chance.permille(500));
+        for service in part.services.values_mut().map(Arc::make_mut) {
+            service.endpoints.retain(|_| chance.permille(500));
+        }
+        let mut planner = Planner::default();
+        let plan = planner.plan(&part, &twin.observed, &twin, &SETTINGS, 101);
+        assert_eq!(plan.actions, [], "seed {seed}");
+        // The file is mended: all is as it was. Or it goes for good: so does what was only there.
+        let mended = planner.plan(&whole, &twin.observed, &twin, &SETTINGS, 102);
+        assert_eq!(mended.actions, [], "seed {seed}, mended");
+        let gone = World { unread: false, ..part.clone() };
+        let plan = planner.plan(&gone, &twin.observed, &twin, &SETTINGS, 103);
+        apply_all(&mut twin, &plan);
+        assert_eq!(look(&gone, &twin, 104).actions, [], "seed {seed}, gone");
+        // What was seen before the rest could be read may go at once.
+        let mut planner = Planner::default();
+        let listed = World { unread: true, ..gone.clone() };
+        let plan = planner.plan(&listed, &twin.observed, &twin, &SETTINGS, 105);
+        apply_all(&mut twin, &plan);
+        let less = World { services: BTreeMap::new(), ..listed };
+        let plan = planner.plan(&less, &twin.observed, &twin, &SETTINGS, 106);
+        apply_all(&mut twin, &plan);
+        assert!(twin.observed.services.is_empty(), "seed {seed}: what was seen stays");
     }
 }
 
