@@ -1,8 +1,6 @@
 //! An in-memory twin of the maps, and what an [`Action`] does to it. The agent keeps its picture of the
 //! maps current with [`apply`]; the tests run the decision itself on a [`Twin`].
 
-use std::collections::BTreeMap;
-
 use purelb_common::table::{Service, Slot};
 
 use crate::observed::{Action, Observed, Slots};
@@ -30,8 +28,7 @@ pub fn apply(observed: &mut Observed, action: &Action) {
 pub struct Twin {
     /// All but the slots.
     pub observed: Observed,
-    /// Slots by their number; what was never written is 0.
-    pub slots: BTreeMap<u32, Slot>,
+    slots: Vec<Slot>,
 }
 
 impl Slots for Twin {
@@ -41,10 +38,27 @@ impl Slots for Twin {
 }
 
 impl Twin {
-    /// One slot.
+    /// Empty maps with so many slots.
+    #[must_use]
+    pub fn new(capacity: u32) -> Self {
+        Self { observed: Observed { capacity, ..Observed::default() }, slots: Vec::new() }
+    }
+
+    /// One slot; 0 where none was ever written.
     #[must_use]
     pub fn slot(&self, index: u32) -> Slot {
-        self.slots.get(&index).copied().unwrap_or_default()
+        self.slots.get(index as usize).copied().unwrap_or_default()
+    }
+
+    /// Stores a slot.
+    pub fn put(&mut self, index: u32, slot: Slot) {
+        let index = index as usize;
+        if index >= self.slots.len() {
+            self.slots.resize(index + 1, Slot(0));
+        }
+        if let Some(at) = self.slots.get_mut(index) {
+            *at = slot;
+        }
     }
 
     /// Carries out an action.
@@ -53,10 +67,10 @@ impl Twin {
             Action::WriteSlots { base, halves } => {
                 for (index, half) in (*base..).zip(halves) {
                     let slot = self.slot(index);
-                    self.slots.insert(index, Slot(slot.0 & !0xffff_ffff | u64::from(*half)));
+                    self.put(index, Slot(slot.0 & !0xffff_ffff | u64::from(*half)));
                 }
             }
-            Action::CopySlots { base, slots } => self.slots.extend((*base..).zip(slots.iter().copied())),
+            Action::CopySlots { base, slots } => (*base..).zip(slots).for_each(|(index, slot)| self.put(index, *slot)),
             other => apply(&mut self.observed, other),
         }
     }

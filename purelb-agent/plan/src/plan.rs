@@ -139,9 +139,7 @@ impl Planner {
         }
         self.find_changed(&mut look);
         if !self.whole {
-            for (frontend, (id, front)) in &mut look.changed {
-                self.seen.complete(frontend, *id, front, observed);
-            }
+            self.seen.complete(&mut look.changed, observed);
         }
         self.assign(&mut look, all);
         look.plan.actions.append(&mut look.writes.puts);

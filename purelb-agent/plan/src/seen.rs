@@ -1,14 +1,14 @@
 //! What was listed while part of the input could not be read yet, at an agent's start: only of that does
 //! absence prove anything. The rest of the tables stays as an earlier agent left it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use purelb_common::table::{GONE, READY, TERMINATING};
 
 use crate::desired::{Desired, Front};
-use crate::observed::{Frontend, Observed};
+use crate::observed::{EndpointEntry, Frontend, Observed};
 use crate::problem::Problem;
 
 /// VIPs and ports, and their endpoints.
@@ -33,26 +33,36 @@ impl Seen {
         self.fronts.contains(frontend)
     }
 
-    /// Adds the endpoints that the maps have for it and that were never listed.
-    pub fn complete(&self, frontend: &Frontend, id: u32, front: &mut Arc<Front>, observed: &Observed) {
-        let unlisted = |at: &(IpAddr, u16)| !self.endpoints.contains(&(*frontend, *at));
-        let theirs = observed.endpoints.values().filter(|e| e.service == id && e.state != GONE);
-        let theirs = theirs.filter(|e| e.addr.is_ipv4() == frontend.vip.is_ipv4());
-        let more: Vec<_> = theirs.map(|e| ((e.addr, e.port), e.state)).filter(|(at, _)| unlisted(at)).collect();
-        if more.is_empty() {
-            return;
+    /// Adds to fronts, with their service ids, the endpoints that the maps have for them and that were never listed.
+    pub fn complete(&self, fronts: &mut BTreeMap<Frontend, (u32, Arc<Front>)>, observed: &Observed) {
+        let mut theirs: BTreeMap<u32, Vec<&EndpointEntry>> = BTreeMap::new();
+        for entry in observed.endpoints.values().filter(|e| e.state != GONE) {
+            theirs.entry(entry.service).or_default().push(entry);
         }
-        let whole = Arc::make_mut(front);
-        whole.endpoints.extend(more.iter().copied());
-        let of = |wanted: u16| more.iter().filter(move |(_, state)| *state == wanted).map(|(at, _)| *at);
-        whole.usable.extend(of(READY));
-        if whole.usable.is_empty() {
-            // Only such as serve while they terminate took new flows, if any did.
-            whole.usable.extend(of(TERMINATING));
+        for (frontend, (id, front)) in fronts {
+            let unlisted = |e: &&&EndpointEntry| {
+                let at = (e.addr, e.port);
+                e.addr.is_ipv4() == frontend.vip.is_ipv4() && !self.endpoints.contains(&(*frontend, at))
+            };
+            let more = theirs.get(id).into_iter().flatten().filter(unlisted);
+            let more: Vec<_> = more.map(|e| ((e.addr, e.port), e.state)).collect();
+            if !more.is_empty() {
+                add(Arc::make_mut(front), &more);
+            }
         }
-        whole.usable.sort();
-        whole.usable.dedup();
     }
+}
+
+fn add(front: &mut Front, more: &[((IpAddr, u16), u16)]) {
+    front.endpoints.extend(more.iter().copied());
+    let of = |wanted: u16| more.iter().filter(move |(_, state)| *state == wanted).map(|(at, _)| *at);
+    front.usable.extend(of(READY));
+    if front.usable.is_empty() {
+        // Only such as serve while they terminate took new flows, if any did.
+        front.usable.extend(of(TERMINATING));
+    }
+    front.usable.sort();
+    front.usable.dedup();
 }
 
 /// What people must know of it.

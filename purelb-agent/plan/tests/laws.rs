@@ -35,36 +35,36 @@ const PLAIN: Kind = Kind { affinity: false, pass: false, two_ports: false, crash
 
 #[test]
 fn a_flow_whose_endpoint_is_alive_never_moves() {
-    law(PLAIN, 0..24);
+    law(PLAIN, 0..6);
 }
 
 #[test]
 fn nor_with_affinity() {
-    law(Kind { affinity: true, ..PLAIN }, 0..24);
+    law(Kind { affinity: true, ..PLAIN }, 0..6);
 }
 
 #[test]
 fn nor_from_kube_proxy() {
-    law(Kind { pass: true, ..PLAIN }, 0..12);
-    law(Kind { pass: true, affinity: true, ..PLAIN }, 0..12);
+    law(Kind { pass: true, ..PLAIN }, 0..6);
+    law(Kind { pass: true, affinity: true, ..PLAIN }, 0..6);
 }
 
 #[test]
 fn nor_when_ports_share_pods() {
-    law(Kind { two_ports: true, ..PLAIN }, 0..12);
-    law(Kind { two_ports: true, affinity: true, ..PLAIN }, 0..12);
+    law(Kind { two_ports: true, ..PLAIN }, 0..6);
+    law(Kind { two_ports: true, affinity: true, ..PLAIN }, 0..6);
 }
 
 #[test]
 fn nor_when_the_agent_dies() {
-    law(Kind { crash: true, ..PLAIN }, 0..12);
-    law(Kind { crash: true, affinity: true, ..PLAIN }, 0..12);
+    law(Kind { crash: true, ..PLAIN }, 0..6);
+    law(Kind { crash: true, affinity: true, ..PLAIN }, 0..6);
 }
 
 #[test]
 fn nor_between_two_writes() {
-    law(Kind { between: true, ..PLAIN }, 0..12);
-    law(Kind { between: true, affinity: true, ..PLAIN }, 0..12);
+    law(Kind { between: true, ..PLAIN }, 0..6);
+    law(Kind { between: true, affinity: true, ..PLAIN }, 0..6);
 }
 
 fn pods(n: u32, seed: u64) -> Vec<(IpAddr, u16)> {

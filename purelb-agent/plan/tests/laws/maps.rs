@@ -90,7 +90,7 @@ impl Tables<Addr> for Maps {
     fn stamp(&self, index: u32, half: u32) {
         let mut twin = self.twin.borrow_mut();
         let slot = twin.slot(index).0 & 0xffff_ffff | u64::from(half) << 32;
-        twin.slots.insert(index, Slot(slot));
+        twin.put(index, Slot(slot));
     }
     fn endpoint(&self, id: u32) -> Option<Box<Endpoint<Addr>>> {
         let twin = self.twin.borrow();

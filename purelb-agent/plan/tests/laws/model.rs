@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use purelb_common::table::Config;
 use purelb_plan::apply::Twin;
-use purelb_plan::observed::{Action, Observed};
+use purelb_plan::observed::Action;
 use purelb_plan::plan::{Planner, Settings, plan};
 use purelb_plan::world::{Endpoint, EndpointState, Protocol, Service, ServicePort, World};
 
@@ -75,7 +75,7 @@ pub fn tcp(port: u16) -> ServicePort {
 /// Empty maps of some size.
 #[must_use]
 pub fn empty() -> Twin {
-    Twin { observed: Observed { capacity: 1 << 20, ..Observed::default() }, ..Twin::default() }
+    Twin::new(1 << 18)
 }
 
 struct Model {
