@@ -66,7 +66,7 @@ pub struct Node {
     #[arg(long, value_enum, default_value_t, value_name = "WHETHER")]
     pub kube_proxy: Choice,
     /// The node already carries connections to its VIPs by other means, and they stay where they are; auto:
-    /// kube-proxy was found and no tables were pinned before.
+    /// kube-proxy was found and no agent ever completed tables here.
     #[arg(long, value_enum, default_value_t, value_name = "WHETHER")]
     pub live: Choice,
     /// The agent must have run this long before a reply that no flow entry names is translated by its

@@ -41,8 +41,8 @@ pub struct Keeper {
     args: Node,
     folder: Folder,
     kube_proxy: KubeProxy,
-    /// Tables were there before, or are by now: what is new was not served by others.
-    pinned: bool,
+    /// Tables were written before, or are by now: what is new was not served by others.
+    written: bool,
     programs: Programs,
     netlink: Netlink,
     network: Option<net::Snapshot>,
@@ -60,18 +60,19 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// Adopts what is pinned; writes nothing yet. `pinned`: there were tables before.
+    /// Adopts what is pinned; writes nothing yet.
     ///
     /// # Errors
     /// The kernel or netlink refuses.
-    pub fn new(args: Node, folder: Folder, programs: Programs, pinned: bool) -> Result<Self, KeepError> {
+    pub fn new(args: Node, folder: Folder, programs: Programs) -> Result<Self, KeepError> {
         let netlink = Netlink::new()?;
         let clock = programs.maps().clock()?;
         let settle = Duration::from_millis(args.settle / 2).max(Duration::from_secs(1));
         let snapshot = Snapshot { node: args.node_name.clone(), pid: std::process::id(), ..Snapshot::default() };
         Ok(Self {
             kube_proxy: KubeProxy::new(args.kube_proxy),
-            pinned,
+            // An agent that died between its first maps and its first heartbeat left tables that nothing was served by.
+            written: programs.maps().config()?.heartbeat_limit != 0,
             folder,
             programs,
             netlink,
@@ -164,7 +165,7 @@ impl Keeper {
         let live = match self.args.live {
             Choice::Yes => !self.snapshot.ready,
             Choice::No => false,
-            Choice::Auto => kube_proxy && !self.pinned,
+            Choice::Auto => kube_proxy && !self.written,
         };
         self.folder.host(&network.addresses, kube_proxy, live);
         let Some(world) = self.folder.world() else { return Ok(()) };
@@ -182,7 +183,7 @@ impl Keeper {
         }
         problems.extend(plan.problems);
         self.snapshot.services = plan.services;
-        self.pinned = true;
+        self.written = true;
         if !self.snapshot.ready {
             // The tables are right now, so they may count as fresh; and fresh maps learn their seed.
             self.snapshot.ready = true;

@@ -66,7 +66,6 @@ async fn node(args: Node) -> anyhow::Result<()> {
         tracing::warn!(%error, "cannot write the status file");
     }
     let root = args.instance.bpf_root.clone();
-    let pinned = root.join("SLOTS").exists();
     // The verifier takes its time, and so do thousands of files: both at once.
     let reading = tokio::task::spawn_blocking({
         let mut source = Folder::new(&folder, &state, &args.node_name);
@@ -79,7 +78,7 @@ async fn node(args: Node) -> anyhow::Result<()> {
     let (news, mut notices) = mpsc::channel(NOTICES);
     let lost = Arc::new(AtomicBool::new(false));
     let _watcher = watch(&folder, news, Arc::clone(&lost));
-    let mut keeper = keeper::Keeper::new(args, reading.await?, programs, pinned)?;
+    let mut keeper = keeper::Keeper::new(args, reading.await?, programs)?;
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut beat = tokio::time::interval(Duration::from_secs(1));
     let mut sweep = tokio::time::interval(bpf::SWEEP);

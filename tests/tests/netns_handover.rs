@@ -127,5 +127,29 @@ fn adoption(options: Options) -> Result<()> {
     Ok(())
 }
 
+/// The same, found out by the agent itself; but its first start is killed when its maps are pinned and nothing is
+/// in them yet. The next one still finds connections that kube-proxy carries.
+fn killed_at_the_adoption(options: Options) -> Result<()> {
+    let mut lab = Lab::build(Options { agent_args: vec!["--kube-proxy", "yes"], ..options })?;
+    let web = lab.web()?;
+    lab.proxy_rules(&lab.nodes[0].netns, &web)?;
+    let running = long_lived(&lab)?;
+    let mut objects = vec![web.service()];
+    objects.extend(web.slices());
+    lab.write_objects("web.yaml", &objects)?;
+    let agent = &mut lab.nodes[0].agent;
+    let maps = agent.bpf_root().join("SLOTS");
+    agent.start()?;
+    sys::wait_for("the maps", Duration::from_secs(5), || Ok(maps.exists()))?;
+    agent.stop(Signal::SIGKILL)?;
+    lab.run()?;
+    lab.wait_programmed(&web)?;
+    sys::pause(300);
+    for one in running {
+        one.finish()?;
+    }
+    Ok(())
+}
+
 each_hook_and_rules! { cleanup_under_load adoption }
-each_hook! { cleanup_when_idle }
+each_hook! { cleanup_when_idle killed_at_the_adoption }
