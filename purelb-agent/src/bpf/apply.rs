@@ -48,8 +48,10 @@ impl Maps {
             }),
             Action::PutVip(addr, flags) => by_family!(self, *addr, |tables, vip| {
                 self.mark(hash::vip_bit(vip), true)?;
-                put_index(tables, vip, *flags)?;
-                tables.vips.set(&vip, &t::Vip { flags: *flags })
+                // `VIPS` tells the plan what is left to do, so its entry neither comes nor goes without the index's.
+                remove_index(tables, vip)?;
+                tables.vips.set(&vip, &t::Vip { flags: *flags })?;
+                put_index(tables, vip, *flags)
             }),
             Action::DeleteVip(addr) => by_family!(self, *addr, |tables, vip| {
                 remove_index(tables, vip)?;
@@ -110,7 +112,7 @@ impl Maps {
     }
 }
 
-/// The first VIP of a bit has its element. Written before `VIPS`, from which the plan sees what is left to do.
+/// The first VIP of a bit has its element.
 fn put_index<A: Address>(tables: &Tables<A>, vip: A, flags: u32) -> Result<(), BpfError> {
     let bit = hash::vip_bit(vip);
     match tables.index.get(&bit)? {
