@@ -51,8 +51,10 @@ pub fn beat(maps: &Maps, args: &Node, ticks_per_1000s: u64, fallback: Option<boo
         insert_budget: inserts(),
         sample: SAMPLES,
         half_open: ticks(20_000),
-        udp_idle: ticks(60_000),
-        tcp_idle: ticks(7_200_000),
+        // Two minutes as in conntrack, and at least (RFC 4787, REQ-5).
+        udp_idle: ticks(120_000),
+        // Beyond the first keep-alive, two hours by default, which Linux sends up to some minutes late (RFC 5382, REQ-5).
+        tcp_idle: ticks(9_000_000),
         udp_pass: ticks(180_000),
         flags,
         local_port_min,

@@ -2,7 +2,8 @@
 //!
 //! TCP speaks lines: `NAME` answers the pod's name, `PEER` the client's address, `ECHO n` + n bytes
 //! the same bytes, `RECV n` + n bytes `OK`, `SEND n` n bytes, `PUSH` a line every 20 ms for ever,
-//! `GET …` an HTTP/1.1 keep-alive response with the name. UDP answers `NAME PEER payload`.
+//! `GET …` an HTTP/1.1 keep-alive response with the name. UDP answers `NAME PEER payload`, to `LATER n` after
+//! n seconds.
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -125,7 +126,15 @@ fn answer(socket: &UdpSocket, name: &str, stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
         let Ok((length, peer)) = socket.recv_from(&mut buffer) else { continue };
         let mut reply = format!("{name} {} ", peer.ip().to_canonical()).into_bytes();
-        reply.extend(buffer.iter().take(length));
-        drop(socket.send_to(&reply, peer));
+        let payload = buffer.get(..length).unwrap_or_default();
+        reply.extend(payload);
+        let later = payload.strip_prefix(b"LATER ").and_then(|n| str::from_utf8(n).ok()?.parse().ok());
+        match (later, socket.try_clone()) {
+            (Some(seconds), Ok(socket)) => drop(thread::spawn(move || {
+                thread::sleep(Duration::from_secs(seconds));
+                drop(socket.send_to(&reply, peer));
+            })),
+            _ => drop(socket.send_to(&reply, peer)),
+        }
     }
 }

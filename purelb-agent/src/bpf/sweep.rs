@@ -48,7 +48,9 @@ impl Limits {
 
 fn family<A: Address>(root: &Path, limits: &Limits) -> Result<usize, BpfError> {
     let config = &limits.config;
-    let maps = [("HALF_OPEN", config.half_open), ("REPLIES", config.tcp_idle), ("UDP_REPLIES", config.udp_idle)];
+    // A client may be silent for hours after the handshake, and only the endpoint's first answer makes a reply entry
+    // of the half-open one. Those of SYNs that nobody answers go by themselves when room is needed.
+    let maps = [("HALF_OPEN", config.tcp_idle), ("REPLIES", config.tcp_idle), ("UDP_REPLIES", config.udp_idle)];
     let mut removed = 0;
     for (name, idle) in maps.into_iter().filter(|(_, idle)| *idle > 0) {
         let table: Table<ReplyKey<A>, Reply<A>> = Table::open(root, &format!("{name}{}", A::FAMILY))?;
