@@ -13,7 +13,7 @@ use record::{LIVE, OVER, TAKEN};
 use crate::hash::{self, Address};
 use crate::parse;
 use crate::table::{
-    Affinity, AffinityKey, Config, Endpoint, FIRST_ENDPOINT, FlowKey, GONE, PASS, Pin, READY, RangeKey, Reply,
+    Affinity, AffinityKey, Config, DROP, Endpoint, FIRST_ENDPOINT, FlowKey, GONE, PASS, Pin, READY, RangeKey, Reply,
     ReplyKey, Rev, RevKey, SERVICE_RANGES, Service, ServiceKey, Slot, TERMINATING, VIP_UNKNOWN_PASS,
 };
 use crate::verdict::Reason;
@@ -356,25 +356,27 @@ impl<A: Address, T: Tables<A>> Case<'_, A, T> {
 
     #[inline(never)]
     fn tcp_syn(&self, unsettled: bool) -> Choice {
-        let cur = self.found.slot.cur();
+        let (cur, prev) = (self.found.slot.cur(), self.found.slot.prev());
         let mut id = cur;
+        // As numbers: of an option the verifier sees a register that nobody wrote.
+        let (pinned, state) = if unsettled { self.pinned::<TCP>().unwrap_or((DROP, GONE)) } else { (DROP, GONE) };
         if let Some(sticky) = self.sticky() {
             id = sticky;
-        } else if unsettled {
-            match self.pinned::<TCP>() {
-                Some((pinned, state)) if state == READY => id = pinned,
-                _ => {
-                    if self.half_open_names(self.found.slot.prev()) {
-                        id = self.found.slot.prev();
-                    }
-                }
-            }
+        } else if state == READY {
+            id = pinned;
+        } else if unsettled && self.began_at(prev) {
+            id = prev;
         }
         let pin = unsettled || id != cur;
-        if pin && !self.tables.budget(self.config, TCP, self.tick) {
-            let prev = self.found.slot.prev();
-            let ready = self.usable(prev).is_some_and(|e| { e.state } == READY);
-            return Choice { id: prev, pin: false, new: true, over: !ready };
+        // A SYN that is repeated finds its pin: nothing is inserted.
+        if pin && (state == GONE || pinned != id) && !self.tables.budget(self.config, TCP, self.tick) {
+            // Where the packets that follow go: to the pin, else to `prev`.
+            let (id, ready) = if state == GONE {
+                (prev, self.usable(prev).is_some_and(|e| { e.state } == READY))
+            } else {
+                (pinned, state == READY)
+            };
+            return Choice { id, pin: false, new: true, over: !ready };
         }
         Choice { id, pin, new: true, over: false }
     }
@@ -451,14 +453,6 @@ impl<A: Address, T: Tables<A>> Case<'_, A, T> {
         } else {
             None
         }
-    }
-
-    /// A fresh half-open entry says that this very SYN went to `id` before.
-    #[inline(always)]
-    fn half_open_names(&self, id: u16) -> bool {
-        let Some(e) = self.usable(id) else { return false };
-        let Some(r) = self.tables.half_open(&self.reply_key::<TCP>(&e)) else { return false };
-        self.same_front(&r) && { r.generation } == { e.generation } && age(self.tick, r.used) <= self.config.half_open
     }
 
     #[inline(always)]

@@ -126,6 +126,19 @@ fn port_reuse() -> Result<()> {
     })
 }
 
+/// A SYN that comes late, or from somebody who guesses, moves no running flow though the slot has changed.
+#[test]
+fn late_syn() -> Result<()> {
+    each(|w, hook| {
+        comes(w, hook, SYN)?;
+        leaves(w, ACK)?;
+        w.slots(0, 1024, Slot(u64::from(Slot::half(4, 2, true))))?;
+        comes(w, hook, SYN)?;
+        comes(w, hook, ACK)?;
+        leaves(w, ACK)
+    })
+}
+
 #[test]
 fn udp() -> Result<()> {
     each(|w, hook| {

@@ -31,7 +31,8 @@ fn law(kind: Kind, seeds: std::ops::Range<u64>) {
     assert!(sum.packets > 1000 && sum.epochs > 0 && sum.slots > 1024, "the model is too tame: {sum:?}");
 }
 
-const PLAIN: Kind = Kind { affinity: false, pass: false, two_ports: false, crash: false, between: false };
+const PLAIN: Kind =
+    Kind { affinity: false, pass: false, two_ports: false, crash: false, between: false, udp: false, starved: false };
 
 #[test]
 fn a_flow_whose_endpoint_is_alive_never_moves() {
@@ -65,6 +66,21 @@ fn nor_when_the_agent_dies() {
 fn nor_between_two_writes() {
     law(Kind { between: true, ..PLAIN }, 0..6);
     law(Kind { between: true, affinity: true, ..PLAIN }, 0..6);
+}
+
+#[test]
+fn nor_without_budget() {
+    law(Kind { starved: true, ..PLAIN }, 0..12);
+    law(Kind { starved: true, affinity: true, two_ports: true, ..PLAIN }, 0..12);
+}
+
+#[test]
+fn nor_udp() {
+    law(Kind { udp: true, ..PLAIN }, 0..24);
+    law(Kind { udp: true, affinity: true, ..PLAIN }, 0..12);
+    law(Kind { udp: true, pass: true, ..PLAIN }, 0..12);
+    law(Kind { udp: true, crash: true, between: true, ..PLAIN }, 0..12);
+    law(Kind { udp: true, starved: true, ..PLAIN }, 0..12);
 }
 
 fn pods(n: u32, seed: u64) -> Vec<(IpAddr, u16)> {

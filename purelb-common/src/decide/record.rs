@@ -72,6 +72,24 @@ impl<A: Address, T: Tables<A>> Case<'_, A, T> {
         age(self.tick, r.used) <= if PROTO == TCP { self.config.half_open } else { self.config.udp_idle }
     }
 
+    /// A fresh half-open entry says that this very SYN went to `id` before; or the flow runs there, and a SYN that
+    /// comes late, or from somebody else, must not move it (RFC 5961, 4): a client that begins anew is told so.
+    #[inline(always)]
+    pub(super) fn began_at(&self, id: u16) -> bool {
+        let Some(e) = self.usable(id) else { return false };
+        let (key, generation) = (self.reply_key::<TCP>(&e), e.generation);
+        if let Some(r) = self.tables.half_open(&key)
+            && self.same_front(&r)
+            && { r.generation } == generation
+            && age(self.tick, r.used) <= self.config.half_open
+        {
+            return true;
+        }
+        let Some(r) = self.tables.reply::<TCP>(&key) else { return false };
+        let open = { r.state } != CLOSED && age(self.tick, r.used) <= self.config.tcp_idle;
+        open && { e.state } == READY && self.same_front(&r) && { r.generation } == generation
+    }
+
     /// A reply entry says that the flow runs.
     #[inline(never)]
     pub(super) fn known<const PROTO: u16>(&self, e: &Endpoint<A>) -> bool {

@@ -1,10 +1,11 @@
 //! The maps of one family as trees, and a seeded source of chance.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use purelb_common::decide::{self, Flow, Tables, Verdict};
+use purelb_common::reply;
 use purelb_common::table::{
     Affinity, AffinityKey, Config, Endpoint, FlowKey, Pin, RangeKey, Reply, ReplyKey, Rev, RevKey, Service, ServiceKey,
     Slot,
@@ -52,6 +53,8 @@ pub type Name = (Addr, u16, u16);
 pub struct Maps {
     /// The agent's part.
     pub twin: RefCell<Twin>,
+    /// The insert budgets are used up.
+    pub starved: Cell<bool>,
     pins: RefCell<BTreeMap<FlowKey<Addr>, Pin>>,
     affinity: RefCell<BTreeMap<AffinityKey<Addr>, Affinity>>,
     half_open: RefCell<BTreeMap<ReplyKey<Addr>, Reply<Addr>>>,
@@ -61,11 +64,36 @@ pub struct Maps {
 impl Maps {
     /// Where a TCP packet goes: an endpoint, `None` for kube-proxy, or the reason of the drop.
     pub fn packet(&self, config: &Config, vip: Addr, flow: Name, syn: bool, tick: u32) -> Result<Option<Addr>, Reason> {
-        let (client, client_port, port) = flow;
-        let flags = if syn { 0x02 } else { 0x10 };
+        self.send::<6>(config, vip, flow, if syn { 0x02 } else { 0x10 }, tick)
+    }
+
+    /// The client's RST.
+    pub fn reset(&self, config: &Config, vip: Addr, flow: Name, tick: u32) {
+        let _ = self.send::<6>(config, vip, flow, 0x04, tick);
+    }
+
+    /// The endpoint's answer to a TCP packet.
+    pub fn answer(&self, config: &Config, (client, client_port, _): Name, pod: Addr, tick: u32) {
+        let key = ReplyKey { pod, client, pod_port: 8080, client_port, proto: 6 };
+        let _ = reply::reply::<Addr, _, 6>(self, config, &key, 0x10, tick);
+    }
+
+    /// The same for a UDP packet.
+    pub fn datagram(&self, config: &Config, vip: Addr, flow: Name, tick: u32) -> Result<Option<Addr>, Reason> {
+        self.send::<17>(config, vip, flow, 0, tick)
+    }
+
+    fn send<const PROTO: u16>(
+        &self,
+        config: &Config,
+        vip: Addr,
+        (client, client_port, port): Name,
+        flags: u32,
+        tick: u32,
+    ) -> Result<Option<Addr>, Reason> {
         let flow = Flow { client, vip, client_port, port, flags };
         let mut to = Verdict::none(vip);
-        match decide::decide::<Addr, _, 6>(self, config, &flow, tick, &mut to).ok_or(Reason::UnknownPort)? {
+        match decide::decide::<Addr, _, PROTO>(self, config, &flow, tick, &mut to).ok_or(Reason::UnknownPort)? {
             Reason::Forwarded => Ok(Some(to.addr)),
             Reason::PassedToProxy => Ok(None),
             other => Err(other),
@@ -143,6 +171,6 @@ impl Tables<Addr> for Maps {
         false
     }
     fn budget(&self, _: &Config, _: u16, _: u32) -> bool {
-        true
+        !self.starved.get()
     }
 }

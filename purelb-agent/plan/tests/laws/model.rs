@@ -1,7 +1,7 @@
 //! A service under change with its flows: endpoints come, turn unready, terminate, vanish; the table
 //! grows and settles; flows open, speak, fall silent; the agent dies between two writes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -17,6 +17,10 @@ use crate::maps::{Addr, Chance, Maps, Name};
 pub const SETTLE: u32 = 1000;
 /// Ticks that a client sticks to its endpoint.
 const AFFINITY: u32 = 400;
+/// Ticks that a SYN counts as half open.
+const HALF_OPEN: u32 = 60;
+/// Ticks that a silent UDP flow counts.
+const UDP_IDLE: u32 = 300;
 /// The one VIP.
 pub const VIP: Addr = [192, 0, 2, 1];
 /// Settings with a tick per second.
@@ -35,6 +39,10 @@ pub struct Kind {
     pub crash: bool,
     /// Packets come between any two writes.
     pub between: bool,
+    /// UDP instead of TCP.
+    pub udp: bool,
+    /// Now and then no more pins may be made.
+    pub starved: bool,
 }
 
 /// What happened.
@@ -86,6 +94,8 @@ struct Model {
     service: Service,
     now: u32,
     flows: BTreeMap<Name, (Option<Addr>, u32)>,
+    /// Flows of which the endpoint said nothing yet.
+    young: BTreeSet<Name>,
     clients: BTreeMap<Addr, (Addr, u32)>,
     planned: bool,
     planner: Planner,
@@ -96,10 +106,21 @@ struct Model {
 /// Runs `steps` random steps.
 #[must_use]
 pub fn run(seed: u64, kind: Kind, steps: u32) -> Count {
-    let config = Config { seed, half_open: 60, udp_idle: 100, tcp_idle: SETTLE, udp_pass: 100, ..Config::default() };
+    let config = Config {
+        seed,
+        half_open: HALF_OPEN,
+        udp_idle: UDP_IDLE,
+        tcp_idle: SETTLE,
+        udp_pass: UDP_IDLE + 1,
+        ..Config::default()
+    };
     let service = Service {
         vips: [IpAddr::from(VIP)].into(),
-        ports: if kind.two_ports { vec![tcp(80), tcp(443)] } else { vec![tcp(80)] },
+        ports: match kind {
+            Kind { udp: true, .. } => vec![ServicePort { protocol: Some(Protocol::Udp), ..tcp(80) }],
+            Kind { two_ports: true, .. } => vec![tcp(80), tcp(443)],
+            _ => vec![tcp(80)],
+        },
         local_policy: !kind.pass,
         prefer_local: kind.pass,
         affinity: kind.affinity.then_some(AFFINITY),
@@ -117,6 +138,7 @@ pub fn run(seed: u64, kind: Kind, steps: u32) -> Count {
         service,
         now,
         flows: BTreeMap::new(),
+        young: BTreeSet::new(),
         clients: BTreeMap::new(),
         planned: false,
         planner: Planner::default(),
@@ -144,7 +166,8 @@ impl Model {
         // A small pool, so that an address comes back as another pod.
         let addr = [10, 0, 0, self.chance.below(90) as u8];
         if !self.service.endpoints.iter().any(|e| e.addr == IpAddr::from(addr)) {
-            self.service.endpoints.push(endpoint(addr, EndpointState::Ready));
+            let protocol = if self.kind.udp { Protocol::Udp } else { Protocol::Tcp };
+            self.service.endpoints.push(Endpoint { protocol, ..endpoint(addr, EndpointState::Ready) });
         }
     }
 
@@ -180,6 +203,7 @@ impl Model {
             _ => {}
         }
         self.agent();
+        self.maps.starved.set(self.kind.starved && self.chance.permille(300));
         for _ in 0..12 {
             self.speak();
         }
@@ -240,8 +264,26 @@ impl Model {
         self.count.slots = self.count.slots.max(longest);
     }
 
+    fn state(&self, addr: Addr) -> Option<EndpointState> {
+        self.service.endpoints.iter().find(|e| e.addr == IpAddr::from(addr)).map(|e| e.state)
+    }
+
     fn ready(&self, addr: Addr) -> bool {
-        self.service.endpoints.iter().any(|e| e.addr == IpAddr::from(addr) && e.state == EndpointState::Ready)
+        self.state(addr) == Some(EndpointState::Ready)
+    }
+
+    /// A SYN once more, before the endpoint's answer or long after. It may go elsewhere only when the endpoint takes
+    /// no new flows, and what follows goes there.
+    fn repeat(&mut self, name: Name, owner: Option<Addr>) {
+        match self.maps.packet(&self.config, VIP, name, true, self.now) {
+            Ok(to) => {
+                // Affinity comes first, and between two writes the tables may know of another state.
+                let stays = !self.kind.affinity && !self.kind.between && owner.is_some_and(|a| self.ready(a));
+                self.count.moved += u32::from(stays && to != owner);
+                self.flows.insert(name, (to, self.now));
+            }
+            Err(_) => drop(self.flows.remove(&name)),
+        }
     }
 
     fn speak(&mut self) {
@@ -251,21 +293,41 @@ impl Model {
         }
         let Some(name) = self.chance.pick(&known) else { return };
         let Some(&(owner, used)) = self.flows.get(&name) else { return };
-        if self.now.wrapping_sub(used) > SETTLE {
+        let idle = self.now.wrapping_sub(used);
+        if idle > if self.kind.udp { UDP_IDLE } else { SETTLE } {
             self.flows.remove(&name);
             return;
         }
+        let young = self.young.contains(&name) && self.chance.permille(500);
+        if !self.kind.udp && idle <= HALF_OPEN && (young || self.chance.permille(50)) {
+            return self.repeat(name, owner);
+        }
+        self.young.remove(&name);
         self.count.packets += 1;
-        let to = self.maps.packet(&self.config, VIP, name, false, self.now);
-        if to != Ok(owner) {
+        let to = if self.kind.udp {
+            self.maps.datagram(&self.config, VIP, name, self.now)
+        } else {
+            self.maps.packet(&self.config, VIP, name, false, self.now)
+        };
+        if self.kind.udp && owner.is_some_and(|a| self.state(a) == Some(EndpointState::Unready)) {
+            // Such a flow is decided anew.
+            self.flows.remove(&name);
+            if let Ok(to) = to {
+                self.flows.insert(name, (to, self.now));
+            }
+        } else if to != Ok(owner) {
             if self.count.moved < 3 {
                 eprintln!("{name:?} went to {to:?} instead of {owner:?} at {}", self.now);
             }
             self.count.moved += 1;
             self.flows.remove(&name);
         } else if self.chance.permille(100) {
+            self.maps.reset(&self.config, VIP, name, self.now);
             self.flows.remove(&name);
         } else {
+            if let Some(pod) = owner.filter(|_| !self.kind.udp) {
+                self.maps.answer(&self.config, name, pod, self.now);
+            }
             self.flows.insert(name, (owner, self.now));
         }
     }
@@ -277,17 +339,27 @@ impl Model {
         if self.flows.contains_key(&name) {
             return;
         }
-        let Ok(to) = self.maps.packet(&self.config, VIP, name, true, self.now) else { return };
+        let to = if self.kind.udp {
+            self.maps.datagram(&self.config, VIP, name, self.now)
+        } else {
+            self.maps.packet(&self.config, VIP, name, true, self.now)
+        };
+        let Ok(to) = to else { return };
         let alive = to.is_none_or(|a| self.service.endpoints.iter().any(|e| e.addr == IpAddr::from(a)));
         if !alive {
             // The agent is about to write that it is gone.
             return;
         }
         self.flows.insert(name, (to, self.now));
+        if !self.kind.udp {
+            self.young.insert(name);
+        }
         if let Some(&(owner, used)) = self.clients.get(&client)
             && self.kind.affinity
             && !self.kind.two_ports
             && !self.kind.between
+            && !self.kind.starved
+            && !self.kind.udp
             && self.ready(owner)
             && self.now.wrapping_sub(used) < AFFINITY
         {
