@@ -326,7 +326,9 @@ pub fn release(observed: &Observed, slots: &dyn Slots, now: u32) -> Plan {
         let block = slots.block(service);
         let halves: Vec<u32> = block.iter().map(|s| slots::next(*s, PASS, |_| true)).collect();
         if let Some(write) = slots::writes(service.base, &block, &halves) {
-            plan.actions.push(Action::PutService(*frontend, table::Service { changed: now, ..*service }));
+            // Who sticks to an endpoint lets go of it; yet 0 would put the client's port into the flow hash.
+            let affinity = service.affinity.min(1);
+            plan.actions.push(Action::PutService(*frontend, table::Service { changed: now, affinity, ..*service }));
             plan.actions.push(write);
         }
     }

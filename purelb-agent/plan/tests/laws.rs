@@ -4,15 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use purelb_common::table::FIRST_ENDPOINT;
+use purelb_common::table::{Config, FIRST_ENDPOINT};
 use purelb_plan::apply::Twin;
 use purelb_plan::maglev;
 use purelb_plan::observed::{Action, Family, Slots as _};
-use purelb_plan::plan::{Plan, Planner, Settings, plan};
+use purelb_plan::plan::{Plan, Planner, Settings, plan, release};
 use purelb_plan::world::{Endpoint, EndpointState, Protocol, Service, ServicePort, World};
 
-use maps::Chance;
-use model::{Count, Kind, SETTINGS, SETTLE, empty, endpoint, tcp};
+use maps::{Chance, Maps};
+use model::{Count, Kind, SETTINGS, SETTLE, VIP, empty, endpoint, tcp};
 
 #[path = "laws/maps.rs"]
 mod maps;
@@ -81,6 +81,35 @@ fn nor_udp() {
     law(Kind { udp: true, pass: true, ..PLAIN }, 0..12);
     law(Kind { udp: true, crash: true, between: true, ..PLAIN }, 0..12);
     law(Kind { udp: true, starved: true, ..PLAIN }, 0..12);
+}
+
+/// What `cleanup` hands over are new flows, those of clients that stick to an endpoint too; running ones stay.
+#[test]
+fn released_clients_do_not_stick() {
+    let maps = Maps::default();
+    let service = Service {
+        vips: [IpAddr::from(VIP)].into(),
+        ports: vec![tcp(80)],
+        local_policy: true,
+        affinity: Some(10_000),
+        endpoints: (1..5).map(|i| endpoint([10, 0, 0, i], EndpointState::Ready)).collect(),
+        ..Service::default()
+    };
+    let services = [("default/web".to_owned(), Arc::new(service))].into();
+    let world = World { node: "n".to_owned(), services, ..World::default() };
+    let mut twin = empty();
+    follow(&world, &mut twin, 100);
+    maps.twin.replace(twin);
+    let config = Config { half_open: 60, tcp_idle: SETTLE, ..Config::default() };
+    let flow = |client, port| ([198, 51, 100, client], port, 80);
+    let before: Vec<_> = (0..20).map(|c| maps.packet(&config, VIP, flow(c, 1000), true, 110)).collect();
+    assert!(before.iter().all(|to| matches!(to, Ok(Some(_)))), "{before:?}");
+    let release = release(&maps.twin.borrow().observed, &*maps.twin.borrow(), 120);
+    release.actions.iter().for_each(|a| maps.twin.borrow_mut().apply(a));
+    for (client, to) in (0..20).zip(before) {
+        assert_eq!(maps.packet(&config, VIP, flow(client, 2000), true, 130), Ok(None), "a new flow of client {client}");
+        assert_eq!(maps.packet(&config, VIP, flow(client, 1000), false, 130), to, "a running flow of client {client}");
+    }
 }
 
 fn pods(n: u32, seed: u64) -> Vec<(IpAddr, u16)> {
