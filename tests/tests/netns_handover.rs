@@ -151,5 +151,26 @@ fn killed_at_the_adoption(options: Options) -> Result<()> {
     Ok(())
 }
 
+/// Beside kube-proxy a Service is not balanced here any more: new connections are kube-proxy's, running ones stay.
+fn policy_changes(options: Options) -> Result<()> {
+    let (lab, mut web) = Lab::serving(Options { agent_args: vec!["--kube-proxy", "yes"], ..options })?;
+    lab.proxy_rules(&lab.nodes[0].netns, &web)?;
+    let running = long_lived(&lab)?;
+    let coming = newcomers(&lab)?;
+    web.local = false;
+    lab.apply(&web)?;
+    sys::wait_for("new connections reach kube-proxy's rules", Duration::from_secs(5), || {
+        Ok(lab.counter(&lab.nodes[0].netns, "proxy", "vip")? > 0)
+    })?;
+    sys::pause(500);
+    for one in running {
+        one.finish()?;
+    }
+    for one in coming {
+        one.finish()?;
+    }
+    Ok(())
+}
+
 each_hook_and_rules! { cleanup_under_load adoption }
-each_hook! { cleanup_when_idle killed_at_the_adoption }
+each_hook! { cleanup_when_idle killed_at_the_adoption policy_changes }

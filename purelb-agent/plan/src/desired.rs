@@ -25,6 +25,8 @@ pub struct Front {
     pub origin: String,
     /// Local endpoints: (address, port) -> state as the map has it.
     pub endpoints: BTreeMap<(IpAddr, u16), u16>,
+    /// Local endpoints that the Service does not balance here (any more), but whose flows may still run through us.
+    pub kept: BTreeMap<(IpAddr, u16), u16>,
     /// Those that take new flows, sorted.
     pub usable: Vec<(IpAddr, u16)>,
     /// Answer when none does: PASS or DROP.
@@ -208,8 +210,7 @@ fn front(world: &World, name: &str, service: &Service, port_name: &str, frontend
     let balanced = service.local_policy || preferred;
     let fallback = if !service.local_policy && (world.kube_proxy || !preferred) { PASS } else { DROP };
     let local = |e: &&Endpoint| {
-        balanced
-            && e.port_name == port_name
+        e.port_name == port_name
             && e.protocol == frontend.protocol
             && e.addr.is_ipv4() == frontend.vip.is_ipv4()
             && e.node.as_deref() == Some(world.node.as_str())
@@ -237,10 +238,15 @@ fn front(world: &World, name: &str, service: &Service, port_name: &str, frontend
     if usable.is_empty() {
         usable = takers(TERMINATING, false);
     }
+    let endpoints = endpoints.into_iter().map(|(k, (s, _))| (k, s)).collect();
+    // Kube-proxy gets the new flows, and those that run stay where they are.
+    let (endpoints, kept, usable) =
+        if balanced { (endpoints, BTreeMap::new(), usable) } else { (BTreeMap::new(), endpoints, Vec::new()) };
     Front {
         service: name.to_owned(),
         origin: service.origin.clone(),
-        endpoints: endpoints.into_iter().map(|(k, (s, _))| (k, s)).collect(),
+        endpoints,
+        kept,
         usable,
         fallback,
         affinity: service.affinity,

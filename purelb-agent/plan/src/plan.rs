@@ -1,6 +1,7 @@
 //! [`Planner::plan`]: what to write so that the maps are what the world wants, in an order that never
 //! gives a wrong answer in between; [`release`]: hand everything back to kube-proxy.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -212,7 +213,8 @@ impl Planner {
             }
         }
         for (frontend, (id, front)) in &look.changed {
-            self.ids.assign(*id, &front.endpoints, look.observed, &mut look.writes);
+            let held = self.held(frontend, *id, front, look);
+            self.ids.assign(*id, &held, look.observed, &mut look.writes);
             self.leads.add(frontend, front, &look.world.node_addresses);
         }
         if all {
@@ -224,6 +226,26 @@ impl Planner {
                 self.ids.assign(service.id, &BTreeMap::new(), look.observed, &mut look.writes);
             }
         }
+    }
+
+    /// Endpoints that may be answered: those that are balanced, and of the others those that were, until all has
+    /// settled elsewhere.
+    fn held<'a>(
+        &self,
+        frontend: &Frontend,
+        id: u32,
+        front: &'a Front,
+        look: &Look<'_>,
+    ) -> Cow<'a, BTreeMap<(IpAddr, u16), u16>> {
+        let mut held = Cow::Borrowed(&front.endpoints);
+        let kept: Vec<_> = front.kept.iter().filter(|(e, _)| self.ids.get(id, **e).is_some()).collect();
+        let elsewhere = |s: &table::Service| {
+            look.slots.block(s).iter().all(|slot| !slot.unsettled(s) && slot.cur() < table::FIRST_ENDPOINT)
+        };
+        if !kept.is_empty() && !look.observed.services.get(frontend).is_some_and(elsewhere) {
+            held.to_mut().extend(kept);
+        }
+        held
     }
 
     /// Slots and values of what changed.
@@ -268,7 +290,8 @@ impl Planner {
                     front.usable.iter().map(|e| self.ids.get(*id, *e).unwrap_or(front.fallback)).collect();
                 owners.iter().map(|o| of.get(usize::from(*o)).copied().unwrap_or(front.fallback)).collect()
             };
-            let alive: BTreeSet<u16> = front.endpoints.keys().filter_map(|e| self.ids.get(*id, *e)).collect();
+            let alive: BTreeSet<u16> =
+                self.held(frontend, *id, front, look).keys().filter_map(|e| self.ids.get(*id, *e)).collect();
             let (live, settings, now, id) = (look.world.live, look.settings, look.now, *id);
             let job = Job { frontend, front, live, settings, now, id, base, want, alive };
             let (value, halves) = job.run(old, look.slots, &mut look.plan.actions);

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use purelb_common::table::{Config, FIRST_ENDPOINT};
+use purelb_common::table::{Config, FIRST_ENDPOINT, GONE, PASS};
 use purelb_plan::apply::Twin;
 use purelb_plan::maglev;
 use purelb_plan::observed::{Action, Family, Slots as _};
@@ -426,5 +426,42 @@ fn a_bad_object_changes_no_other() {
                 assert_eq!(meaning(&cold, good_vip), want, "{what} named {name}, nothing served before");
             }
         }
+    }
+}
+
+/// The policy changes, or kube-proxy is found: new flows are its own, those that run stay, and when all has
+/// settled nothing is left of the endpoints.
+#[test]
+fn what_is_handed_to_kube_proxy_keeps_its_flows() {
+    let vip = IpAddr::from([192, 0, 2, 1]);
+    let service = Service {
+        vips: [vip].into(),
+        ports: vec![tcp(80)],
+        endpoints: (1..4).map(|i| endpoint([10, 0, 0, i], EndpointState::Ready)).collect(),
+        ..Service::default()
+    };
+    let world = World { node: "n".to_owned(), ..World::default() };
+    let with = |local_policy, kube_proxy| {
+        let service = Arc::new(Service { local_policy, ..service.clone() });
+        World { services: [("default/web".to_owned(), service)].into(), kube_proxy, ..world.clone() }
+    };
+    for (what, before) in [("policy", with(true, true)), ("kube-proxy found", with(false, false))] {
+        let mut twin = empty();
+        follow(&before, &mut twin, 100);
+        let owners = |twin: &Twin, of: fn(purelb_common::table::Slot) -> u16| -> Vec<u16> {
+            twin.observed.services.values().flat_map(|s| twin.block(s)).map(of).collect()
+        };
+        let served = owners(&twin, |s| s.cur());
+        let after = with(false, true);
+        follow(&after, &mut twin, 200);
+        assert!(owners(&twin, |s| s.cur()).iter().all(|id| *id == PASS), "{what}: new flows");
+        assert_eq!(owners(&twin, |s| s.prev()), served, "{what}: flows that run");
+        let alive = |twin: &Twin| twin.observed.endpoints.values().filter(|e| e.state != GONE).count();
+        assert_eq!(alive(&twin), 3, "{what}");
+        assert_eq!(look(&after, &twin, 201).actions, [], "{what}");
+        for now in [200 + SETTLE + 1, 200 + SETTLE + 2, 200 + SETTLE + 3] {
+            follow(&after, &mut twin, now);
+        }
+        assert_eq!(alive(&twin), 0, "{what}: settled");
     }
 }
