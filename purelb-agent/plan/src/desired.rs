@@ -71,7 +71,6 @@ impl Desired {
             datapath: world.datapath.clone(),
             kube_proxy: world.kube_proxy,
             live: false,
-            unread: false,
         };
         if self.seen.as_ref() != Some(&frame) {
             self.known.clear();

@@ -20,7 +20,6 @@ pub mod observed;
 pub mod plan;
 pub mod problem;
 mod reverse;
-mod seen;
 pub mod slots;
 pub mod view;
 pub mod world;

@@ -16,7 +16,6 @@ use crate::job::Job;
 use crate::observed::{Action, Frontend, Observed, Slots};
 use crate::problem::Problem;
 use crate::reverse::Leads;
-use crate::seen::{self, Seen};
 use crate::view::View;
 use crate::world::World;
 use crate::{maglev, slots};
@@ -65,10 +64,6 @@ pub struct Planner {
     remembers: bool,
     /// Every block was read once: no slot names an id that is gone.
     adopted: bool,
-    /// The whole input was read once: what is not there is gone.
-    whole: bool,
-    /// What was listed before that: the absence of these proves something.
-    seen: Seen,
 }
 
 /// Plans once.
@@ -88,8 +83,6 @@ struct Look<'a> {
     changed: BTreeMap<Frontend, (u32, Arc<Front>)>,
     /// Services that are to go.
     gone: Vec<Frontend>,
-    /// Services that are not listed and stay: what they are was never read.
-    kept: Vec<Frontend>,
     writes: Writes,
     /// VIPs of which not every port found room.
     full: BTreeSet<IpAddr>,
@@ -115,41 +108,26 @@ impl Planner {
     ) -> Plan {
         self.desired.update(world, observed, slots);
         let plan = Plan { problems: self.desired.problems.clone(), ..Plan::default() };
-        if !world.unread && !self.whole {
-            self.whole = true;
-            self.seen = Seen::default();
-            self.forget();
-        }
-        if !self.whole {
-            self.seen.add(&self.desired);
-        }
-        let absent = observed.services.keys().filter(|f| !self.desired.fronts.contains_key(f)).copied();
-        let (gone, kept) = absent.partition(|f| self.whole || self.seen.front(f));
+        let gone = observed.services.keys().filter(|f| !self.desired.fronts.contains_key(f)).copied().collect();
         let (changed, writes, full) = (BTreeMap::new(), Writes::default(), BTreeSet::new());
-        let mut look = Look { world, observed, slots, settings, now, changed, gone, kept, writes, full, plan };
+        let mut look = Look { world, observed, slots, settings, now, changed, gone, writes, full, plan };
         let all = !self.remembers;
         if all {
             let named = if self.adopted { Named::none() } else { Named::by_slots(observed, slots) };
             self.ids = Ids::read(observed, &named, &mut look.writes);
             self.leads = Leads::default();
-            if self.whole {
-                self.leads.touch(observed);
-            }
+            self.leads.touch(observed);
         } else {
             self.ids.next();
         }
         self.find_changed(&mut look);
-        if !self.whole {
-            self.seen.complete(&mut look.changed, observed);
-        }
         self.assign(&mut look, all);
         look.plan.actions.append(&mut look.writes.puts);
         self.services(&mut look);
         self.vips(&mut look);
-        let Look { gone, kept, writes, mut plan, changed, .. } = look;
+        let Look { gone, writes, mut plan, changed, .. } = look;
         plan.actions.extend(gone.iter().map(|frontend| Action::DeleteService(*frontend)));
-        self.ranges(observed, &changed, &gone, &kept, all, &mut plan.actions);
-        plan.problems.extend(seen::problem(&kept));
+        self.ranges(observed, &changed, &gone, all, &mut plan.actions);
         self.leads.actions(observed, &mut plan.actions);
         cluster(world, observed, &mut plan.actions);
         let taken = !gone.is_empty() || !writes.purges.is_empty();
@@ -218,8 +196,7 @@ impl Planner {
             self.leads.add(frontend, front, &look.world.node_addresses);
         }
         if all {
-            let kept = look.kept.iter().filter_map(|f| look.observed.services.get(f)).map(|s| s.id);
-            let services = look.changed.values().map(|(id, _)| *id).chain(kept).collect();
+            let services = look.changed.values().map(|(id, _)| *id).collect();
             self.ids.keep(&services, look.observed, &mut look.writes);
         } else {
             for service in look.gone.iter().filter_map(|f| look.observed.services.get(f)) {
@@ -309,8 +286,7 @@ impl Planner {
                 look.plan.actions.push(Action::PutVip(*vip, flags));
             }
         }
-        let kept: BTreeSet<IpAddr> = look.kept.iter().map(|f| f.vip).collect();
-        let gone = observed.vips.keys().filter(|v| !self.desired.vips.contains_key(v) && !kept.contains(v));
+        let gone = observed.vips.keys().filter(|v| !self.desired.vips.contains_key(v));
         look.plan.actions.extend(gone.map(|vip| Action::DeleteVip(*vip)));
     }
 
@@ -320,19 +296,15 @@ impl Planner {
         observed: &Observed,
         changed: &BTreeMap<Frontend, (u32, Arc<Front>)>,
         gone: &[Frontend],
-        kept: &[Frontend],
         all: bool,
         actions: &mut Vec<Action>,
     ) {
         let wanted: BTreeMap<u32, &Front> = changed.values().map(|(id, front)| (*id, &**front)).collect();
-        let ids = |fronts: &[Frontend]| -> BTreeSet<u32> {
-            fronts.iter().filter_map(|f| observed.services.get(f)).map(|s| s.id).collect()
-        };
-        let (gone, kept) = (ids(gone), ids(kept));
+        let gone: BTreeSet<u32> = gone.iter().filter_map(|f| observed.services.get(f)).map(|s| s.id).collect();
         for (id, range) in observed.ranges.keys() {
             let unwanted = match wanted.get(id) {
                 Some(front) => !front.ranges.contains(range),
-                None => gone.contains(id) || all && !kept.contains(id),
+                None => all || gone.contains(id),
             };
             if unwanted {
                 actions.push(Action::DeleteRange(*id, *range));

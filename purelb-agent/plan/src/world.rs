@@ -28,8 +28,6 @@ pub struct World {
     pub node_addresses: BTreeSet<IpAddr>,
     /// `Node.spec.podCIDRs` of all nodes: their traffic with pods is never taken for replies to clients.
     pub pod_ranges: BTreeSet<IpNet>,
-    /// Part of the input could never be read since the agent started: what is not listed may be meant all the same.
-    pub unread: bool,
     /// `LBNodeAgent.spec.datapath` of this node.
     pub datapath: Datapath,
     /// kube-proxy was found beside us: PASS is an answer (D13).

@@ -303,48 +303,6 @@ fn memory_overlooks_nothing() {
     }
 }
 
-/// An agent that starts beside a file it cannot read takes nothing away that the file may hold; what it has once seen may go.
-#[test]
-fn absence_proves_nothing_before_all_was_read() {
-    for seed in 0..40 {
-        let mut chance = Chance(seed);
-        let mut whole = any_world(&mut chance);
-        for service in whole.services.values_mut().map(Arc::make_mut) {
-            // Nothing contested, nothing twice: there a part of the input may mean something else than the whole.
-            service.vips.retain(IpAddr::is_ipv4);
-            service.endpoints.sort();
-            service.endpoints.dedup_by_key(|e| e.addr);
-            service.endpoints.retain(|e| e.state != EndpointState::Terminating);
-        }
-        let mut twin = empty();
-        follow(&whole, &mut twin, 100);
-        let mut part = World { unread: true, ..whole.clone() };
-        part.services.retain(|_, _| chance.permille(500));
-        for service in part.services.values_mut().map(Arc::make_mut) {
-            service.endpoints.retain(|_| chance.permille(500));
-        }
-        let mut planner = Planner::default();
-        let plan = planner.plan(&part, &twin.observed, &twin, &SETTINGS, 101);
-        assert_eq!(plan.actions, [], "seed {seed}");
-        // The file is mended: all is as it was. Or it goes for good: so does what was only there.
-        let mended = planner.plan(&whole, &twin.observed, &twin, &SETTINGS, 102);
-        assert_eq!(mended.actions, [], "seed {seed}, mended");
-        let gone = World { unread: false, ..part.clone() };
-        let plan = planner.plan(&gone, &twin.observed, &twin, &SETTINGS, 103);
-        apply_all(&mut twin, &plan);
-        assert_eq!(look(&gone, &twin, 104).actions, [], "seed {seed}, gone");
-        // What was seen before the rest could be read may go at once.
-        let mut planner = Planner::default();
-        let listed = World { unread: true, ..gone.clone() };
-        let plan = planner.plan(&listed, &twin.observed, &twin, &SETTINGS, 105);
-        apply_all(&mut twin, &plan);
-        let less = World { services: BTreeMap::new(), ..listed };
-        let plan = planner.plan(&less, &twin.observed, &twin, &SETTINGS, 106);
-        apply_all(&mut twin, &plan);
-        assert!(twin.observed.services.is_empty(), "seed {seed}: what was seen stays");
-    }
-}
-
 /// What the maps say about one VIP without ids: flags, affinity, and share of each endpoint for each port.
 type Meaning = BTreeMap<String, (u32, u32, Vec<String>)>;
 

@@ -101,11 +101,6 @@ impl Converter {
         }
     }
 
-    /// Whether something could never be read.
-    pub const fn unread(&mut self, unread: bool) {
-        self.world.unread = unread;
-    }
-
     fn node_addresses(&mut self) {
         self.world.node_addresses = self.nodes.union(&self.host).copied().collect();
     }

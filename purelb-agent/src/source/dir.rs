@@ -18,8 +18,6 @@ struct File {
     stamp: Option<Stamp>,
     objects: BTreeMap<Key, Arc<Found>>,
     problems: Vec<Problem>,
-    /// It could never be read wholly: what it holds is not known.
-    unread: bool,
 }
 
 /// The folder.
@@ -91,12 +89,6 @@ impl Dir {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.holders.is_empty()
-    }
-
-    /// Something there could never be read: objects that are not listed may be meant all the same.
-    #[must_use]
-    pub fn unread(&self) -> bool {
-        !self.hidden.is_empty() || self.files.values().any(|file| file.unread)
     }
 
     /// The object of a key that counts.
@@ -185,9 +177,7 @@ impl Dir {
 
     /// `listed`: the folder as a whole is a list, so an object that is not there is gone.
     fn put(&mut self, path: Arc<Path>, reading: Reading, listed: bool, changed: &mut BTreeSet<Key>) {
-        let before = self.files.remove(&path);
-        let unread = reading.partial && before.as_ref().is_none_or(|file| file.unread);
-        let old = before.unwrap_or_default();
+        let old = self.files.remove(&path).unwrap_or_default();
         let keeps = !listed || reading.keeps(&old.objects);
         let Reading { stamp, mut objects, mut problems, blank, .. } = reading;
         for (key, found) in &mut objects {
@@ -207,7 +197,7 @@ impl Dir {
             problems.push(fault(&format!("file {name}"), &name, message, "remove the file to remove its objects"));
         }
         self.swap(&path, &old.objects, &objects, changed);
-        self.files.insert(path, File { stamp, objects, problems, unread });
+        self.files.insert(path, File { stamp, objects, problems });
     }
 
     fn take(&mut self, path: &Path, changed: &mut BTreeSet<Key>) {
