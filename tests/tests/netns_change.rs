@@ -1,5 +1,7 @@
 //! Endpoints come, go and change their state beside long-lived connections.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use purelb_tests::lab::{Lab, Options};
 use purelb_tests::load::{LongLived, Newcomers};
@@ -109,6 +111,25 @@ fn rolling_update(options: Options) -> Result<()> {
         ensure!(one.finish()?.len() >= 3, "newcomers met fewer pods than there are");
     }
     finish(running, &["node1-pod0", "node1-pod1"])
+}
+
+/// A Service is deleted, and nothing else happens: it is served no more, and another one is.
+#[test]
+fn service_is_deleted() -> Result<()> {
+    let (lab, web) = Lab::serving(Options::new("tcx"))?;
+    let mut other = web.clone();
+    other.name = "other".to_owned();
+    other.ports.iter_mut().for_each(|port| port.port = 81);
+    lab.apply(&other)?;
+    std::fs::remove_file(lab.manifests().join("other.yaml"))?;
+    sys::wait_for("port 81 is served no more", Duration::from_secs(3), || {
+        let all = lab.nodes[0].agent.query(&["services"])?;
+        Ok(all.as_array().is_some_and(|rows| rows.len() == 4))
+    })?;
+    for to in lab.targets(80)? {
+        clients::spread(&lab.client, to, 5)?;
+    }
+    Ok(())
 }
 
 each_hook_and_rules! { flap one_six_one rolling_update }

@@ -72,13 +72,12 @@ impl Desired {
             kube_proxy: world.kube_proxy,
             live: false,
         };
+        let before = self.known.len();
         if self.seen.as_ref() != Some(&frame) {
             self.known.clear();
-            self.gather();
             self.seen = Some(frame);
         }
         let same = |name: &String, service: &Arc<Service>| world.services.get(name).is_some_and(|s| alike(s, service));
-        let before = self.known.len();
         self.known.retain(|name, (service, _)| same(name, service));
         // Nothing went, and all that is there is known.
         if before == self.known.len() && before == world.services.len() && self.contested.is_empty() {
