@@ -52,6 +52,8 @@ pub struct Keeper {
     polled: Pace,
     resynced: Pace,
     attached: Vec<(net::Uplink, Datapath)>,
+    /// What hung somewhere was kept then.
+    kept: bool,
     attach_problems: Vec<Problem>,
     snapshot: Snapshot,
     publisher: Publisher,
@@ -82,6 +84,7 @@ impl Keeper {
             polled: Pace::new(Duration::ZERO),
             resynced: Pace::new(RESYNC.min(settle)),
             attached: Vec::new(),
+            kept: false,
             attach_problems: Vec::new(),
             snapshot,
             publisher: Publisher::new(&args.instance.bpf_root),
@@ -169,6 +172,7 @@ impl Keeper {
         };
         self.folder.host(&network.addresses, kube_proxy, live);
         let Some(world) = self.folder.world() else { return Ok(()) };
+        let unread = world.unread;
         let observed = match self.observed.take() {
             Some(observed) => observed,
             None => self.programs.maps().observe()?,
@@ -189,7 +193,9 @@ impl Keeper {
             self.snapshot.ready = true;
             self.beat()?;
         }
-        self.attach(&network, &datapath);
+        // Without a word of an LBNodeAgent, and with a file that was never read, the settings are unknown.
+        let keep = unread && datapath == Datapath::default();
+        self.attach(&network, &datapath, keep);
         problems.extend(self.attach_problems.iter().cloned());
         self.network = Some(network);
         self.publish(problems);
@@ -223,22 +229,22 @@ impl Keeper {
     }
 
     /// Programs on the uplinks and exits, when something about them changed or failed before.
-    fn attach(&mut self, network: &net::Snapshot, datapath: &Datapath) {
+    fn attach(&mut self, network: &net::Snapshot, datapath: &Datapath, keep: bool) {
         let off = datapath.mode == Mode::Off;
         let uplinks: &[_] = if off { &[] } else { &network.uplinks };
         let now: Vec<_> = uplinks.iter().chain(&network.exits).map(|u| (u.clone(), datapath.clone())).collect();
-        let settled = self.attached == now && self.attach_problems.is_empty();
+        let settled = self.attached == now && self.kept == keep && self.attach_problems.is_empty();
         if settled && !self.snapshot.uplinks.is_empty() {
             return;
         }
-        let status = self.programs.attach(uplinks, datapath);
+        let status = self.programs.attach(uplinks, datapath, keep);
         self.attach_problems = status.iter().filter_map(|s| s.problem.clone()).collect();
         self.attach_problems.extend(self.programs.attach_exits(uplinks, &network.exits));
         self.snapshot.uplinks = status
             .into_iter()
             .map(|s| Uplink { name: s.name, hook: s.hook, why: s.why, attached: s.attached })
             .collect();
-        self.attached = now;
+        (self.attached, self.kept) = (now, keep);
     }
 
     fn publish(&mut self, mut problems: Vec<Problem>) {

@@ -42,6 +42,7 @@ impl Folder {
     /// Reads what may have changed; the names of the Services of the world that came, went or differ.
     pub fn look(&mut self, look: &Look) -> BTreeSet<String> {
         let changed = self.dir.scan(look);
+        self.converter.unread(self.dir.is_unread());
         self.converter.update(&self.dir, &changed)
     }
 

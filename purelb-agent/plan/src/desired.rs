@@ -29,6 +29,8 @@ pub struct Front {
     pub kept: BTreeMap<(IpAddr, u16), u16>,
     /// Those that take new flows, sorted.
     pub usable: Vec<(IpAddr, u16)>,
+    /// Endpoints of this node take new flows.
+    pub balanced: bool,
     /// Answer when none does: PASS or DROP.
     pub fallback: u16,
     /// ClientIP affinity, seconds.
@@ -71,6 +73,7 @@ impl Desired {
             datapath: world.datapath.clone(),
             kube_proxy: world.kube_proxy,
             live: false,
+            unread: false,
         };
         let before = self.known.len();
         if self.seen.as_ref() != Some(&frame) {
@@ -99,7 +102,8 @@ impl Desired {
         self.gather();
     }
 
-    fn gather(&mut self) {
+    /// From the parts.
+    pub(crate) fn gather(&mut self) {
         self.fronts.clear();
         self.vips.clear();
         self.problems.clear();
@@ -246,6 +250,7 @@ fn front(world: &World, name: &str, service: &Service, port_name: &str, frontend
         endpoints,
         kept,
         usable,
+        balanced,
         fallback,
         affinity: service.affinity,
         ranges: service

@@ -21,5 +21,6 @@ pub mod plan;
 pub mod problem;
 mod reverse;
 pub mod slots;
+pub mod unproven;
 pub mod view;
 pub mod world;

@@ -16,6 +16,7 @@ use crate::job::Job;
 use crate::observed::{Action, Frontend, Observed, Slots};
 use crate::problem::Problem;
 use crate::reverse::Leads;
+use crate::unproven::Unproven;
 use crate::view::View;
 use crate::world::World;
 use crate::{maglev, slots};
@@ -53,13 +54,14 @@ struct Known {
 }
 
 /// Plans look after look. It remembers how it left things, so that a look costs what changed; a planner that
-/// remembers nothing plans the same. Whoever could not carry out a plan must make it forget.
+/// remembers nothing plans the same, while nothing is unproven. Whoever could not carry out a plan must make it forget.
 #[derive(Debug, Default)]
 pub struct Planner {
     desired: Desired,
     known: BTreeMap<Frontend, Known>,
     ids: Ids,
     leads: Leads,
+    unproven: Unproven,
     /// `ids` and `leads` are those of `known`.
     remembers: bool,
     /// Every block was read once: no slot names an id that is gone.
@@ -107,8 +109,11 @@ impl Planner {
         now: u32,
     ) -> Plan {
         self.desired.update(world, observed, slots);
-        let plan = Plan { problems: self.desired.problems.clone(), ..Plan::default() };
-        let gone = observed.services.keys().filter(|f| !self.desired.fronts.contains_key(f)).copied().collect();
+        self.unproven.look(world.unread, observed, &mut self.desired);
+        let mut plan = Plan { problems: self.desired.problems.clone(), ..Plan::default() };
+        plan.problems.extend(self.unproven.problem());
+        let stays = |f: &&Frontend| self.desired.fronts.contains_key(f) || self.unproven.has(f);
+        let gone = observed.services.keys().filter(|f| !stays(f)).copied().collect();
         let (changed, writes, full) = (BTreeMap::new(), Writes::default(), BTreeSet::new());
         let mut look = Look { world, observed, slots, settings, now, changed, gone, writes, full, plan };
         let all = !self.remembers;
@@ -128,8 +133,8 @@ impl Planner {
         let Look { gone, writes, mut plan, changed, .. } = look;
         plan.actions.extend(gone.iter().map(|frontend| Action::DeleteService(*frontend)));
         self.ranges(observed, &changed, &gone, all, &mut plan.actions);
-        self.leads.actions(observed, &mut plan.actions);
-        cluster(world, observed, &mut plan.actions);
+        self.leads.actions(observed, self.unproven.any(), &mut plan.actions);
+        cluster(world, observed, self.unproven.any(), &mut plan.actions);
         let taken = !gone.is_empty() || !writes.purges.is_empty();
         let mut purges = writes.purges;
         purges.sort_by_key(|purge| match purge {
@@ -196,7 +201,7 @@ impl Planner {
             self.leads.add(frontend, front, &look.world.node_addresses);
         }
         if all {
-            let services = look.changed.values().map(|(id, _)| *id).collect();
+            let services = look.changed.values().map(|(id, _)| *id).chain(self.unproven.services()).collect();
             self.ids.keep(&services, look.observed, &mut look.writes);
         } else {
             for service in look.gone.iter().filter_map(|f| look.observed.services.get(f)) {
@@ -282,11 +287,13 @@ impl Planner {
         let observed = look.observed;
         for (vip, flags) in &self.desired.vips {
             let flags = if look.full.contains(vip) { flags | table::VIP_UNKNOWN_PASS } else { *flags };
+            let flags = flags | self.unproven.flags(vip);
             if observed.vips.get(vip) != Some(&flags) {
                 look.plan.actions.push(Action::PutVip(*vip, flags));
             }
         }
-        let gone = observed.vips.keys().filter(|v| !self.desired.vips.contains_key(v));
+        let stays = |v: &&IpAddr| self.desired.vips.contains_key(*v) || self.unproven.has_vip(v);
+        let gone = observed.vips.keys().filter(|v| !stays(v));
         look.plan.actions.extend(gone.map(|vip| Action::DeleteVip(*vip)));
     }
 
@@ -300,11 +307,12 @@ impl Planner {
         actions: &mut Vec<Action>,
     ) {
         let wanted: BTreeMap<u32, &Front> = changed.values().map(|(id, front)| (*id, &**front)).collect();
+        let unproven: BTreeSet<u32> = self.unproven.services().collect();
         let gone: BTreeSet<u32> = gone.iter().filter_map(|f| observed.services.get(f)).map(|s| s.id).collect();
         for (id, range) in observed.ranges.keys() {
             let unwanted = match wanted.get(id) {
                 Some(front) => !front.ranges.contains(range),
-                None => all || gone.contains(id),
+                None => all && !unproven.contains(id) || gone.contains(id),
             };
             if unwanted {
                 actions.push(Action::DeleteRange(*id, *range));
@@ -331,10 +339,13 @@ pub fn release(observed: &Observed, slots: &dyn Slots, now: u32) -> Plan {
 }
 
 /// Whose traffic with a pod is never a reply to a client: nodes, and pods of other nodes.
-fn cluster(world: &World, observed: &Observed, actions: &mut Vec<Action>) {
+fn cluster(world: &World, observed: &Observed, unproven: bool, actions: &mut Vec<Action>) {
     let nodes = world.node_addresses.iter().map(|a| IpNet::from(*a));
     let wanted: BTreeSet<IpNet> = nodes.chain(world.pod_ranges.iter().copied()).collect();
     actions.extend(wanted.difference(&observed.cluster).map(|net| Action::PutCluster(*net)));
+    if unproven {
+        return;
+    }
     actions.extend(observed.cluster.difference(&wanted).map(|net| Action::DeleteCluster(*net)));
 }
 

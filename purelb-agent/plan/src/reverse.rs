@@ -42,8 +42,8 @@ impl Leads {
         self.touched.extend(observed.reverse.keys());
     }
 
-    /// What to write.
-    pub fn actions(&mut self, observed: &Observed, actions: &mut Vec<Action>) {
+    /// What to write. `unproven`: who seems to lead nowhere may still do.
+    pub fn actions(&mut self, observed: &Observed, unproven: bool, actions: &mut Vec<Action>) {
         for backend in std::mem::take(&mut self.touched) {
             let only = match self.by_backend.get(&backend) {
                 Some(all) if all.len() == 1 => all.first().map(|f| (f.vip, f.port)),
@@ -51,6 +51,7 @@ impl Leads {
             };
             match (only, observed.reverse.get(&backend)) {
                 (Some(to), seen) if seen != Some(&to) => actions.push(Action::PutReverse(backend, to.0, to.1)),
+                (None, Some(_)) if unproven && !self.by_backend.contains_key(&backend) => {}
                 (None, Some(_)) => actions.push(Action::DeleteReverse(backend)),
                 _ => {}
             }

@@ -34,6 +34,8 @@ pub struct World {
     pub kube_proxy: bool,
     /// The node already carries connections to its VIPs by kube-proxy: what is new in the tables begins with `prev = PASS` (4.2).
     pub live: bool,
+    /// Something of the source could not be read since the start: what is not here may still be meant.
+    pub unread: bool,
 }
 
 /// A Service with its addresses and endpoints (all slices of it already merged).

@@ -18,6 +18,8 @@ use model::{Count, Kind, SETTINGS, SETTLE, VIP, empty, endpoint, tcp};
 mod maps;
 #[path = "laws/model.rs"]
 mod model;
+#[path = "laws/unread.rs"]
+mod unread;
 
 fn law(kind: Kind, seeds: std::ops::Range<u64>) {
     let mut sum = Count::default();

@@ -32,18 +32,31 @@ const INGRESS_HOOKS: [Hook; 3] = [Hook::Xdp, Hook::XdpGeneric, Hook::Ingress];
 
 impl Programs {
     /// Attaches to all uplinks, detaches from what is none any more. May be called as often as one likes.
-    pub fn attach(&mut self, uplinks: &[Uplink], datapath: &Datapath) -> Vec<UplinkStatus> {
+    /// `keep`: the settings may not have been read, so what hangs somewhere stays there, by the hook it has.
+    pub fn attach(&mut self, uplinks: &[Uplink], datapath: &Datapath, keep: bool) -> Vec<UplinkStatus> {
+        self.keep = keep;
         let off = datapath.mode == Mode::Off;
         self.off = off;
         self.follow_names(uplinks);
         // Egress programs elsewhere are the business of `attach_exits`, as long as the interface lives.
         self.detach_others(|name, hook, index| {
-            !off && (hook == "egress" && index != 0 || uplinks.iter().any(|u| u.name == name))
+            !off && ((keep || hook == "egress") && index != 0 || uplinks.iter().any(|u| u.name == name))
         });
+        let pinned = |uplink: &Uplink| {
+            let hooks =
+                [(Hook::Xdp, Wanted::Xdp), (Hook::XdpGeneric, Wanted::XdpGeneric), (Hook::Ingress, Wanted::Tcx)];
+            let there = hooks.into_iter().find(|(hook, _)| keep && self.link(&uplink.name, *hook).exists());
+            there.map(|(_, wanted)| wanted)
+        };
         uplinks
             .iter()
-            .map(|uplink| {
-                if off { status(uplink, "off", "datapath.mode is Off") } else { self.attach_one(uplink, datapath.hook) }
+            .map(|uplink| match (off, pinned(uplink)) {
+                (true, _) => status(uplink, "off", "datapath.mode is Off"),
+                (false, None) => self.attach_one(uplink, datapath.hook),
+                (false, Some(hook)) => {
+                    let why = "as it was: the LBNodeAgent may not have been read".to_owned();
+                    UplinkStatus { why, ..self.attach_one(uplink, hook) }
+                }
             })
             .collect()
     }
@@ -53,8 +66,11 @@ impl Programs {
         if self.off {
             return Vec::new();
         }
-        self.detach_others(|name, hook, _| {
-            uplinks.iter().any(|u| u.name == name) || hook == "egress" && exits.iter().any(|u| u.name == name)
+        let keep = self.keep;
+        self.detach_others(|name, hook, index| {
+            keep && index != 0
+                || uplinks.iter().any(|u| u.name == name)
+                || hook == "egress" && exits.iter().any(|u| u.name == name)
         });
         let failed = exits.iter().filter_map(|exit| self.hang(exit, Hook::Egress).err().map(|e| (exit, e)));
         failed.map(|(exit, e)| problem(exit, Hook::Egress, &e)).collect()

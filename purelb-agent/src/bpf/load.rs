@@ -37,6 +37,8 @@ pub struct Programs {
     pub(super) egress: OwnedFd,
     /// `datapath.mode: Off`.
     pub(super) off: bool,
+    /// What hangs somewhere stays.
+    pub(super) keep: bool,
     maps: Maps,
     log: Option<EbpfLogger<&'static dyn log::Log>>,
     /// Keeps what is not pinned.
@@ -79,7 +81,17 @@ pub fn load(root: &Path, object: &[u8]) -> Result<Programs, BpfError> {
     }
     // What the kernel side has to say is rare: without it the data path is the same.
     let log = EbpfLogger::init(&mut ebpf).inspect_err(|error| tracing::warn!(%error, "no words from the kernel side"));
-    Ok(Programs { root: root.to_path_buf(), xdp, ingress, egress, off: false, maps, log: log.ok(), _ebpf: ebpf })
+    Ok(Programs {
+        root: root.to_path_buf(),
+        xdp,
+        ingress,
+        egress,
+        off: false,
+        keep: false,
+        maps,
+        log: log.ok(),
+        _ebpf: ebpf,
+    })
 }
 
 /// Detaches the programs and removes every pin under `root` and the folder. All is tried; the first error is told.

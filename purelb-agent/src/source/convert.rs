@@ -105,6 +105,11 @@ impl Converter {
         self.world.node_addresses = self.nodes.union(&self.host).copied().collect();
     }
 
+    /// Whether the folder holds something that was never read.
+    pub const fn unread(&mut self, unread: bool) {
+        self.world.unread = unread;
+    }
+
     /// Converts what changed; the names of the Services of the world that came, went or differ.
     pub fn update(&mut self, dir: &Dir, changed: &BTreeSet<Key>) -> BTreeSet<String> {
         let mut touched = BTreeSet::new();

@@ -18,6 +18,8 @@ struct File {
     stamp: Option<Stamp>,
     objects: BTreeMap<Key, Arc<Found>>,
     problems: Vec<Problem>,
+    /// Some of it could never be read.
+    unread: bool,
 }
 
 /// The folder.
@@ -103,6 +105,12 @@ impl Dir {
         keys.take_while(move |key| key.0 == kind).filter_map(|key| Some((key, self.get(key)?)))
     }
 
+    /// Something of it was never read: an object that is not there may still be meant.
+    #[must_use]
+    pub fn is_unread(&self) -> bool {
+        !self.hidden.is_empty() || self.files.values().any(|file| file.unread)
+    }
+
     /// What is wrong with the files.
     #[must_use]
     pub fn problems(&self) -> Vec<Problem> {
@@ -179,7 +187,8 @@ impl Dir {
     fn put(&mut self, path: Arc<Path>, reading: Reading, listed: bool, changed: &mut BTreeSet<Key>) {
         let old = self.files.remove(&path).unwrap_or_default();
         let keeps = !listed || reading.keeps(&old.objects);
-        let Reading { stamp, mut objects, mut problems, blank, .. } = reading;
+        let Reading { stamp, mut objects, mut problems, blank, partial } = reading;
+        let unread = partial && (old.unread || old.stamp.is_none() && old.objects.is_empty());
         for (key, found) in &mut objects {
             // The very same object again is the same `Arc` again.
             if let Some(same) = old.objects.get(key).filter(|o| *o == found) {
@@ -197,7 +206,7 @@ impl Dir {
             problems.push(fault(&format!("file {name}"), &name, message, "remove the file to remove its objects"));
         }
         self.swap(&path, &old.objects, &objects, changed);
-        self.files.insert(path, File { stamp, objects, problems });
+        self.files.insert(path, File { stamp, objects, problems, unread });
     }
 
     fn take(&mut self, path: &Path, changed: &mut BTreeSet<Key>) {

@@ -256,3 +256,30 @@ fn documents_lists_and_other_forms() {
         case.is_fine();
     }
 }
+
+/// At the start a file cannot be read: what it may hold is not gone. One that was read once counts as it was.
+#[test]
+fn what_was_never_read_is_known_to_be_unknown() {
+    let mut case = Case::new();
+    case.write("a.yaml", &service("a", "203.0.113.1"));
+    case.write("b.yaml", "apiVersion: v1\n\tkind: Service\n");
+    case.all();
+    let unread = |case: &Case| case.folder.world().unwrap().unread;
+    assert!(unread(&case), "broken from the start");
+    case.write("b.yaml", &format!("{}---\nkind: {{\n", service("b", "203.0.113.2")));
+    case.named(&["b.yaml"]);
+    assert!(unread(&case) && case.service("b").is_some(), "half of it is read");
+    case.write("b.yaml", &service("b", "203.0.113.2"));
+    case.named(&["b.yaml"]);
+    assert!(!unread(&case));
+    case.write("b.yaml", "apiVersion: v1\n\tkind: Service\n");
+    case.named(&["b.yaml"]);
+    assert!(!unread(&case) && case.service("b").is_some(), "it was read once");
+    symlink("nowhere", case.path("c.yaml")).unwrap();
+    case.all();
+    assert!(unread(&case), "a link to nothing");
+    fs::remove_file(case.path("c.yaml")).unwrap();
+    case.named(&["c.yaml"]);
+    case.all();
+    assert!(!unread(&case), "removed");
+}
