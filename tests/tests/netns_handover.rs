@@ -151,6 +151,25 @@ fn killed_at_the_adoption(options: Options) -> Result<()> {
     Ok(())
 }
 
+/// What an agent leaves that died in its first seconds, or somebody else of the pins, goes too.
+#[test]
+fn cleanup_of_half_the_pins() -> Result<()> {
+    for gone in ["prog_clock", "SERVICES4", "links"] {
+        let (mut lab, _) = Lab::serving(Options::new("tcx").pods(1))?;
+        lab.nodes[0].agent.stop(Signal::SIGKILL)?;
+        let ids = links(&lab)?;
+        let path = lab.nodes[0].agent.bpf_root().join(gone);
+        if path.is_dir() {
+            std::fs::remove_dir_all(path)?
+        } else {
+            std::fs::remove_file(path)?
+        }
+        lab.nodes[0].agent.command(&["cleanup", "--deadline", "1s"], false).with_context(|| gone.to_owned())?;
+        nothing_is_left(&lab, &ids)?;
+    }
+    Ok(())
+}
+
 /// Beside kube-proxy a Service is not balanced here any more: new connections are kube-proxy's, running ones stay.
 fn policy_changes(options: Options) -> Result<()> {
     let (lab, mut web) = Lab::serving(Options { agent_args: vec!["--kube-proxy", "yes"], ..options })?;

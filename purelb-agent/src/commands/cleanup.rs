@@ -1,5 +1,6 @@
 //! `cleanup`: new flows to kube-proxy, running ones until the deadline, then everything is removed.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use purelb_common::table::{Service, Slot, TICK_SHIFT};
@@ -11,7 +12,7 @@ use crate::args::{Cleanup, Output};
 use crate::bpf::{self, Maps};
 use crate::lock;
 
-use super::say;
+use super::{complain, say};
 
 /// Detaches and unpins; running twice is fine.
 ///
@@ -21,31 +22,12 @@ pub async fn run(args: &Cleanup) -> anyhow::Result<u8> {
     let root = &args.query.instance.bpf_root;
     // An agent that runs would write everything again.
     let _lock = if root.exists() { Some(lock::take(root)?) } else { None };
-    let end = Instant::now() + Duration::from_millis(args.deadline);
-    let mut in_use = 0;
-    if let Ok(maps) = Maps::open(root) {
-        let clock = maps.clock()?;
-        let observed = maps.observe()?;
-        for action in &release(&observed, &maps, clock.tick).actions {
-            maps.apply(action)?;
-        }
-        let quiet = ((3 * clock.hz) >> TICK_SHIFT).max(1);
-        loop {
-            // A slot that still sends flows elsewhere than PASS is stamped by the program.
-            let observed = maps.observe()?;
-            let now = maps.clock()?.tick;
-            let used = |s: &Service| {
-                let fresh =
-                    |slot: &Slot| slot.program_unsettled(s) && (now.wrapping_sub(slot.stamp()) & 0x00ff_ffff) <= quiet;
-                maps.block(s).iter().any(fresh)
-            };
-            in_use = observed.services.values().filter(|s| used(s)).count();
-            if in_use == 0 || Instant::now() >= end {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
-    }
+    let released = match Maps::open(root) {
+        Ok(maps) => hand_back(&maps, args.deadline).await,
+        Err(error) => Err(error.into()),
+    };
+    // What is left of an agent that was killed, or of another version, cannot be handed back, but must go.
+    let in_use = released.inspect_err(|error| complain_of(root, error)).unwrap_or(0);
     bpf::remove(root)?;
     let file = crate::snapshot::path(root);
     if file.exists() {
@@ -58,4 +40,36 @@ pub async fn run(args: &Cleanup) -> anyhow::Result<u8> {
         say(&format!("removed {}{flows}", root.display()));
     }
     Ok(0)
+}
+
+fn complain_of(root: &Path, error: &anyhow::Error) {
+    if root.exists() {
+        complain(&format!("flows are not handed back: {error:#}"));
+    }
+}
+
+/// `cur = PASS` everywhere, then waits for the flows that run; how many services still had some at the deadline.
+async fn hand_back(maps: &Maps, deadline: u64) -> anyhow::Result<usize> {
+    let end = Instant::now() + Duration::from_millis(deadline);
+    let clock = maps.clock()?;
+    let observed = maps.observe()?;
+    for action in &release(&observed, maps, clock.tick).actions {
+        maps.apply(action)?;
+    }
+    let quiet = ((3 * clock.hz) >> TICK_SHIFT).max(1);
+    loop {
+        // A slot that still sends flows elsewhere than PASS is stamped by the program.
+        let observed = maps.observe()?;
+        let now = maps.clock()?.tick;
+        let used = |s: &Service| {
+            let fresh =
+                |slot: &Slot| slot.program_unsettled(s) && (now.wrapping_sub(slot.stamp()) & 0x00ff_ffff) <= quiet;
+            maps.block(s).iter().any(fresh)
+        };
+        let in_use = observed.services.values().filter(|s| used(s)).count();
+        if in_use == 0 || Instant::now() >= end {
+            return Ok(in_use);
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
 }
