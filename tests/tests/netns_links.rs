@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use purelb_tests::lab::{Lab, Options};
 use purelb_tests::load::{Load, LongLived};
 use purelb_tests::sys::{self, Kind};
@@ -62,6 +64,24 @@ fn is_renamed(options: Options) -> Result<()> {
         node.agent.wait_uplink(to, &format!("{hook} attached"))?;
         ensure!(node.agent.uplink(from)?.is_empty(), "{from} is still shown");
         serves(&lab, &format!("{from} is called {to} now"))?;
+    }
+    load.finish()
+}
+
+/// Two uplinks change their names, unseen in between: both keep their programs.
+fn names_change_places(options: Options) -> Result<()> {
+    let options = Options { uplinks: 2, ..with_interfaces(options, &["/eth[01]/"]) };
+    let (lab, _) = Lab::serving(options)?;
+    let node = &lab.nodes[0];
+    let load = Load::start(&lab.client, &lab.targets(80)?)?;
+    let pid = Pid::from_raw(i32::try_from(node.agent.pid().context("the agent runs")?)?);
+    for _ in 0..3 {
+        kill(pid, Signal::SIGSTOP)?;
+        for (from, to) in [("eth0", "other"), ("eth1", "eth0"), ("other", "eth1")] {
+            node.netns.ip(&format!("link set {from} name {to}"))?;
+        }
+        kill(pid, Signal::SIGCONT)?;
+        sys::pause(1_000);
     }
     load.finish()
 }
@@ -177,4 +197,4 @@ fn long_frames(options: Options) -> Result<()> {
     Ok(())
 }
 
-each_hook! { comes_and_goes is_renamed goes_down long_frames }
+each_hook! { comes_and_goes is_renamed names_change_places goes_down long_frames }

@@ -153,17 +153,25 @@ impl Programs {
         self.root.join("links").join(format!("{}-{kind}", interface.replace('.', ":")))
     }
 
-    /// An interface that was renamed keeps its links: their pins get its new name.
+    /// An interface that was renamed keeps its links: their pins get its new name. By a name that no interface can
+    /// have, since two may have changed places.
     fn follow_names(&self, uplinks: &[Uplink]) {
-        let Ok(entries) = std::fs::read_dir(self.root.join("links")) else { return };
-        for entry in entries.flatten() {
+        let links = self.root.join("links");
+        let mut moves = Vec::new();
+        for entry in std::fs::read_dir(&links).into_iter().flatten().flatten() {
             let file = entry.file_name().to_string_lossy().into_owned();
             let Some((name, kind)) = file.rsplit_once('-') else { continue };
             let index = sys::get(&entry.path()).and_then(|link| sys::link_ifindex(link.as_fd())).unwrap_or(0);
             if let Some(uplink) = uplinks.iter().find(|u| u.index == index && u.name != name.replace(':', ".")) {
-                let to = entry.path().with_file_name(format!("{}-{kind}", uplink.name.replace('.', ":")));
-                let _ = std::fs::rename(entry.path(), to);
+                let between = links.join(format!(":{index}-{kind}"));
+                let to = links.join(format!("{}-{kind}", uplink.name.replace('.', ":")));
+                if std::fs::rename(entry.path(), &between).is_ok() {
+                    moves.push((between, to));
+                }
             }
+        }
+        for (from, to) in moves {
+            let _ = std::fs::rename(from, to);
         }
     }
 
