@@ -55,6 +55,8 @@ pub struct Keeper {
     /// What hung somewhere was kept then.
     kept: bool,
     attach_problems: Vec<Problem>,
+    /// What is wrong with the pins.
+    pins: Option<Problem>,
     snapshot: Snapshot,
     publisher: Publisher,
     ticks_per_1000s: u64,
@@ -86,6 +88,7 @@ impl Keeper {
             attached: Vec::new(),
             kept: false,
             attach_problems: Vec::new(),
+            pins: None,
             snapshot,
             publisher: Publisher::new(&args.instance.bpf_root),
             args,
@@ -133,6 +136,7 @@ impl Keeper {
         let begin = Instant::now();
         let resync = begin >= self.resynced.next;
         self.network = None;
+        self.pins = self.look_at_pins();
         if resync {
             self.observed = None;
             self.planner.forget();
@@ -146,6 +150,20 @@ impl Keeper {
         Ok(())
     }
 
+    /// They are where the commands and the next agent look for them.
+    fn look_at_pins(&self) -> Option<Problem> {
+        let there = host::preflight(&self.args.instance.bpf_root).map_err(|e| e.to_string());
+        let message = there.and_then(|()| self.programs.pin_again().map_err(|e| e.to_string())).err()?;
+        tracing::warn!("the pins are gone: {message}");
+        Some(Problem {
+            object: "pins".to_owned(),
+            field: String::new(),
+            message: format!("are gone, and packets may meet no program: {message}"),
+            remedy: "make the bpf file system writable there; they are pinned again within seconds".to_owned(),
+            origin: String::new(),
+        })
+    }
+
     /// Reads what may have changed, plans, applies.
     ///
     /// # Errors
@@ -153,6 +171,7 @@ impl Keeper {
     pub async fn look(&mut self, look: &Look) -> Result<(), KeepError> {
         self.folder.look(look);
         let mut problems = self.folder.problems();
+        problems.extend(self.pins.clone());
         let Some(datapath) = self.folder.world().map(|w| w.datapath.clone()) else {
             problems.extend(host::check(&[]));
             self.publish(problems);
@@ -233,7 +252,8 @@ impl Keeper {
         let off = datapath.mode == Mode::Off;
         let uplinks: &[_] = if off { &[] } else { &network.uplinks };
         let now: Vec<_> = uplinks.iter().chain(&network.exits).map(|u| (u.clone(), datapath.clone())).collect();
-        let settled = self.attached == now && self.kept == keep && self.attach_problems.is_empty();
+        let hang = self.programs.all_hang(uplinks, &network.exits);
+        let settled = self.attached == now && self.kept == keep && self.attach_problems.is_empty() && (off || hang);
         if settled && !self.snapshot.uplinks.is_empty() {
             return;
         }

@@ -16,7 +16,15 @@ const PAUSE: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 #[must_use = "the lock is let go of with its value"]
 pub struct Lock {
-    _folder: File,
+    folder: File,
+}
+
+impl Lock {
+    /// The folder is still the one that others would lock. Not when somebody removed or unmounted it.
+    #[must_use]
+    pub fn holds(&self, root: &Path) -> bool {
+        same(&self.folder, root)
+    }
 }
 
 /// Who has the lock.
@@ -63,7 +71,7 @@ pub fn take(root: &Path) -> Result<Lock, LockError> {
         let folder = File::open(root).map_err(fail)?;
         match folder.try_lock() {
             // `cleanup` may have removed the folder in between: then it is the lock of nothing.
-            Ok(()) if same(&folder, root) => return Ok(Lock { _folder: folder }),
+            Ok(()) if same(&folder, root) => return Ok(Lock { folder }),
             Ok(()) => {}
             Err(TryLockError::Error(error)) => return Err(fail(error)),
             Err(TryLockError::WouldBlock) if tries == TRIES => {
@@ -126,10 +134,10 @@ mod tests {
     fn a_folder_that_was_made_anew_has_a_lock_of_its_own() {
         let temp = tempfile::tempdir().unwrap();
         let root = temp.path().join("purelb");
-        let _old = take(&root).unwrap();
+        let old = take(&root).unwrap();
         fs::remove_dir(&root).unwrap();
+        assert!(!old.holds(&root), "gone");
         let new = take(&root).unwrap();
-        assert!(holder(&root).is_some());
-        drop(new);
+        assert!(holder(&root).is_some() && new.holds(&root) && !old.holds(&root));
     }
 }

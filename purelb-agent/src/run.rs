@@ -61,7 +61,7 @@ async fn node(args: Node) -> anyhow::Result<()> {
     }
     let state = args.state.clone().unwrap_or_else(|| folder.join("state"));
     host::preflight(&args.instance.bpf_root)?;
-    let _lock = lock::take(&args.instance.bpf_root)?;
+    let mut lock = lock::take(&args.instance.bpf_root)?;
     if let Err(error) = snapshot::begin(&args.instance.bpf_root) {
         tracing::warn!(%error, "cannot write the status file");
     }
@@ -87,7 +87,12 @@ async fn node(args: Node) -> anyhow::Result<()> {
             _ = term.recv() => break,
             _ = int.recv() => break,
             _ = beat.tick() => keeper.beat()?,
-            () = tokio::time::sleep_until(keeper.next_poll().into()) => keeper.look_at_all().await?,
+            () = tokio::time::sleep_until(keeper.next_poll().into()) => {
+                if !lock.holds(&root) && host::preflight(&root).is_ok() {
+                    lock = lock::take(&root)?;
+                }
+                keeper.look_at_all().await?;
+            }
             _ = sweep.tick() => drop(tokio::task::spawn_blocking({
                 let root = root.clone();
                 move || bpf::sweep(&root)

@@ -86,6 +86,36 @@ fn names_change_places(options: Options) -> Result<()> {
     load.finish()
 }
 
+/// Somebody removes pins under the agent: programs hang again within seconds, and nobody finds other tables than
+/// those that are used.
+fn pins_are_removed(options: Options) -> Result<()> {
+    let (mut lab, web) = Lab::serving(options)?;
+    let root = lab.nodes[0].agent.bpf_root().to_owned();
+    for what in ["links", "maps", "all"] {
+        let files = |folder: &std::path::Path| -> Result<Vec<PathBuf>> {
+            let all = std::fs::read_dir(folder)?.flatten().map(|entry| entry.path());
+            Ok(all.filter(|path| !path.is_dir()).collect())
+        };
+        match what {
+            "links" => files(&root.join("links"))?.iter().try_for_each(std::fs::remove_file)?,
+            "maps" => files(&root)?.iter().try_for_each(std::fs::remove_file)?,
+            _ => std::fs::remove_dir_all(&root)?,
+        }
+        lab.nodes[0].agent.wait_uplink("eth0", &format!("{} attached", lab.hook())).context(what)?;
+        sys::wait_for("it is ready", Duration::from_secs(8), || {
+            Ok(lab.nodes[0].agent.query(&["status"])?["agent"]["alive"] == true)
+        })?;
+        serves(&lab, &format!("{what} were removed"))?;
+    }
+    // All is as before for the next agent, and connections outlive it.
+    let load = Load::start(&lab.client, &lab.targets(80)?)?;
+    lab.nodes[0].agent.stop(Signal::SIGKILL)?;
+    lab.nodes[0].agent.start()?;
+    lab.nodes[0].agent.wait_ready()?;
+    lab.wait_programmed(&web)?;
+    load.finish()
+}
+
 /// The uplink loses its carrier's other side and comes back: connections wait and go on.
 fn goes_down(options: Options) -> Result<()> {
     let (lab, _) = Lab::serving(options)?;
@@ -197,4 +227,4 @@ fn long_frames(options: Options) -> Result<()> {
     Ok(())
 }
 
-each_hook! { comes_and_goes is_renamed names_change_places goes_down long_frames }
+each_hook! { comes_and_goes is_renamed names_change_places pins_are_removed goes_down long_frames }

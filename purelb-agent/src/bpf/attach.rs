@@ -76,6 +76,14 @@ impl Programs {
         failed.map(|(exit, e)| problem(exit, Hook::Egress, &e)).collect()
     }
 
+    /// Every link that this asks for is pinned. Without its pin a link is gone.
+    #[must_use]
+    pub fn all_hang(&self, uplinks: &[Uplink], exits: &[Uplink]) -> bool {
+        let there = |interface: &Uplink, hook| self.link(&interface.name, hook).exists();
+        uplinks.iter().all(|u| there(u, Hook::Egress) && INGRESS_HOOKS.into_iter().any(|hook| there(u, hook)))
+            && exits.iter().all(|exit| there(exit, Hook::Egress))
+    }
+
     fn attach_one(&self, uplink: &Uplink, wanted: Wanted) -> UplinkStatus {
         let (hook, mut why) = choose(uplink, wanted);
         let mut used = hook;

@@ -41,8 +41,9 @@ pub struct Programs {
     pub(super) keep: bool,
     maps: Maps,
     log: Option<EbpfLogger<&'static dyn log::Log>>,
+    clock: OwnedFd,
     /// Keeps what is not pinned.
-    _ebpf: Ebpf,
+    ebpf: Ebpf,
 }
 
 /// Loads the programs of `object`; maps pinned under `root` are adopted, others are made and pinned.
@@ -57,8 +58,7 @@ pub fn load(root: &Path, object: &[u8]) -> Result<Programs, BpfError> {
         Ok(_) | Err(BpfError::Missing { .. }) => {}
         Err(e) => return Err(e),
     }
-    let names = SHARED_MAPS.iter().map(ToString::to_string);
-    let names: Vec<String> = names.chain(FAMILY_MAPS.iter().flat_map(|n| [format!("{n}4"), format!("{n}6")])).collect();
+    let names = names();
     let mut loader = EbpfLoader::new();
     for name in &names {
         loader.map_pin_path(name.as_str(), root.join(name));
@@ -90,8 +90,15 @@ pub fn load(root: &Path, object: &[u8]) -> Result<Programs, BpfError> {
         keep: false,
         maps,
         log: log.ok(),
-        _ebpf: ebpf,
+        ebpf,
+        clock,
     })
+}
+
+/// Of all maps that are pinned.
+fn names() -> Vec<String> {
+    let shared = SHARED_MAPS.iter().map(ToString::to_string);
+    shared.chain(FAMILY_MAPS.iter().flat_map(|n| [format!("{n}4"), format!("{n}6")])).collect()
 }
 
 /// Detaches the programs and removes every pin under `root` and the folder. All is tried; the first error is told.
@@ -114,6 +121,31 @@ impl Programs {
     #[must_use]
     pub const fn maps(&self) -> &Maps {
         &self.maps
+    }
+
+    /// Pins again what somebody unpinned, or what went with an unmounted file system: the maps live on with us, and
+    /// whoever looks at the pins must see the ones that are used.
+    pub fn pin_again(&self) -> Result<(), BpfError> {
+        let links = self.root.join("links");
+        std::fs::create_dir_all(&links).map_err(|e| BpfError::syscall("mkdir", &links, e))?;
+        let mut pinned = 0;
+        for (name, map) in self.ebpf.maps() {
+            let path = self.root.join(name);
+            if names().iter().any(|n| n == name) && !path.exists() {
+                let fail = |e| BpfError::syscall("BPF_OBJ_PIN", &path, io::Error::other(e));
+                map.pin(&path).map_err(fail)?;
+                pinned += 1;
+            }
+        }
+        let clock = self.root.join("prog_clock");
+        if !clock.exists() {
+            sys::pin(self.clock.as_fd(), &clock).map_err(|e| BpfError::syscall("BPF_OBJ_PIN", &clock, e))?;
+            pinned += 1;
+        }
+        if pinned > 0 {
+            tracing::warn!(pinned, "pins were missing and are there again");
+        }
+        Ok(())
     }
 
     /// Hands what the programs logged (by aya-log, see `clock`) to our own log.

@@ -35,16 +35,20 @@ fn answer(root: &Path) -> Value {
     let seen = seen.as_ref().unwrap_or(&empty);
     let field = |key: &str| seen.get(key).cloned();
     let fronts = list(seen, "services");
+    let uplinks = uplinks(list(seen, "uplinks"), &links);
+    let attached = |u: &Value| u.get("attached") == Some(&Value::Bool(true)) || text(u, "hook") == "off";
+    // Tables that no packet meets serve nobody.
+    let met = uplinks.is_empty() || uplinks.iter().any(attached);
     let services: BTreeSet<&str> = fronts.iter().map(|front| text(front, "service")).collect();
     json!({
         "node": field("node").unwrap_or_else(|| json!("")),
-        "ready": fine && programmed,
+        "ready": fine && programmed && met,
         "agent": {"alive": holder.is_some(), "pid": holder.and_then(|h| h.pid)},
         "tables": tables.unwrap_or_else(|e| json!({"error": e.to_string()})),
         "services": services.len(),
         "frontends": fronts.len(),
         "snapshot": !seen.is_null(),
-        "uplinks": uplinks(list(seen, "uplinks"), &links),
+        "uplinks": uplinks,
         "problems": field("problems").unwrap_or_else(|| json!([])),
     })
 }
