@@ -1,10 +1,11 @@
 //! The composition root: builds the parts, runs the loop, turns errors into exit codes.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, bail};
 use notify::{RecursiveMode, Watcher as _};
@@ -77,7 +78,7 @@ async fn node(args: Node) -> anyhow::Result<()> {
     let programs = bpf::load(&root, OBJECT).context("load the data path")?;
     let (news, mut notices) = mpsc::channel(NOTICES);
     let lost = Arc::new(AtomicBool::new(false));
-    let _watcher = watch(&folder, news, Arc::clone(&lost));
+    let mut watch = Watch::new(&folder, news, Arc::clone(&lost));
     let mut keeper = keeper::Keeper::new(args, reading.await?, programs)?;
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut beat = tokio::time::interval(Duration::from_secs(1));
@@ -88,6 +89,7 @@ async fn node(args: Node) -> anyhow::Result<()> {
             _ = int.recv() => break,
             _ = beat.tick() => keeper.beat()?,
             () = tokio::time::sleep_until(keeper.next_poll().into()) => {
+                watch.follow();
                 if !lock.holds(&root) && host::preflight(&root).is_ok() {
                     lock = lock::take(&root)?;
                 }
@@ -128,18 +130,46 @@ const NOTICES: usize = 4096;
 const BURST: Duration = Duration::from_millis(3);
 
 /// Inotify on the folder; without it the poll alone notices changes.
-fn watch(folder: &Path, news: mpsc::Sender<Notice>, lost: Arc<AtomicBool>) -> Option<notify::RecommendedWatcher> {
-    let notice = move |event: Notice| {
-        if let Err(mpsc::error::TrySendError::Full(_)) = news.try_send(event) {
-            lost.store(true, Ordering::Relaxed);
+struct Watch {
+    folder: PathBuf,
+    news: mpsc::Sender<Notice>,
+    lost: Arc<AtomicBool>,
+    watcher: Option<notify::RecommendedWatcher>,
+    /// Which folder it was that is watched: device, inode, and when it was made, since inodes are used again.
+    seen: Option<(u64, u64, Option<SystemTime>)>,
+}
+
+impl Watch {
+    fn new(folder: &Path, news: mpsc::Sender<Notice>, lost: Arc<AtomicBool>) -> Self {
+        let mut watch = Self { folder: folder.to_owned(), news, lost, watcher: None, seen: None };
+        watch.follow();
+        watch
+    }
+
+    /// Inotify watches a folder, not its path: one that was made later, replaced or linked to elsewhere is another.
+    fn follow(&mut self) {
+        let now = std::fs::metadata(&self.folder).ok().map(|meta| (meta.dev(), meta.ino(), meta.created().ok()));
+        if now == self.seen {
+            return;
         }
-    };
-    let mut watcher = notify::recommended_watcher(notice).ok()?;
-    match watcher.watch(folder, RecursiveMode::Recursive) {
-        Ok(()) => Some(watcher),
-        Err(error) => {
-            tracing::warn!(%error, "no notices of file changes: the folder is polled");
-            None
+        self.seen = now;
+        self.watcher = now.and_then(|_| self.start());
+    }
+
+    fn start(&self) -> Option<notify::RecommendedWatcher> {
+        let (news, lost) = (self.news.clone(), Arc::clone(&self.lost));
+        let notice = move |event: Notice| {
+            if let Err(mpsc::error::TrySendError::Full(_)) = news.try_send(event) {
+                lost.store(true, Ordering::Relaxed);
+            }
+        };
+        let mut watcher = notify::recommended_watcher(notice).ok()?;
+        match watcher.watch(&self.folder, RecursiveMode::Recursive) {
+            Ok(()) => Some(watcher),
+            Err(error) => {
+                tracing::warn!(%error, "no notices of file changes: the folder is polled");
+                None
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 //! nothing (I10).
 
 use std::os::unix::fs::symlink;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use purelb_tests::clients;
@@ -140,6 +140,32 @@ fn empty_folder_is_no_list() -> Result<()> {
         ensure!(found.len() == 3, "an empty folder took endpoints away: {found:?}");
     }
     lab.write_objects("again.yaml", &[manifests::node("node9", &["198.18.109.2".parse()?])])?;
+    Ok(())
+}
+
+/// The folder is replaced by another one, and again: its files are noticed at once, not at the next poll.
+#[test]
+fn folder_is_replaced() -> Result<()> {
+    let (lab, mut web) = Lab::serving(Options::new("tcx"))?;
+    let (folder, old) = (lab.manifests(), lab.manifests().with_file_name("old"));
+    for _ in 0..2 {
+        std::fs::rename(&folder, &old)?;
+        std::fs::create_dir(&folder)?;
+        for file in std::fs::read_dir(&old)?.flatten() {
+            std::fs::copy(file.path(), folder.join(file.file_name()))?;
+        }
+        std::fs::remove_dir_all(&old)?;
+        // The poll finds the new folder.
+        sys::pause(6_000);
+        let mut slowest = Duration::ZERO;
+        for ready in [false, true, false, true] {
+            web.endpoints[0].ready = ready;
+            let began = Instant::now();
+            lab.apply(&web)?;
+            slowest = slowest.max(began.elapsed());
+        }
+        ensure!(slowest < Duration::from_secs(2), "a change in the new folder took {slowest:?}");
+    }
     Ok(())
 }
 
