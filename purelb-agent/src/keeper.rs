@@ -257,7 +257,7 @@ impl Keeper {
         if settled && !self.snapshot.uplinks.is_empty() {
             return;
         }
-        let status = self.programs.attach(uplinks, datapath, keep);
+        let status = self.programs.attach(&network.uplinks, datapath, keep);
         self.attach_problems = status.iter().filter_map(|s| s.problem.clone()).collect();
         self.attach_problems.extend(self.programs.attach_exits(uplinks, &network.exits));
         self.snapshot.uplinks = status
