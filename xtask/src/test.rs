@@ -1,9 +1,10 @@
 //! `cargo xtask test`, `demo` and `bench`: set up, build, run.
 
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 
 use crate::report::Report;
@@ -105,12 +106,8 @@ pub fn bench(args: &[String]) -> Result<()> {
 /// Builds and runs a program of the tests crate.
 fn program(run: &mut Command, name: &str, args: &[String]) -> Result<()> {
     run.args(["--quiet", "-p", "purelb-tests", "--bin", name, "--"]);
-    // Its exit code is ours: a demo that fails must say so to whoever called.
-    let status = run.args(args).status()?;
-    if !status.success() {
-        std::process::exit(status.code().unwrap_or(1));
-    }
-    Ok(())
+    // In our place: its exit code is ours, and a signal to us reaches it, so that a lab is never left behind.
+    Err(run.args(args).exec()).context("start cargo")
 }
 
 /// Rights, tools, bpffs and the agent; fails rather than skips, with what to do.
