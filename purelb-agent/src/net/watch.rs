@@ -1,5 +1,7 @@
 //! The netlink connection: requests and the news of links, addresses and routes.
 
+use std::time::Duration;
+
 use futures::StreamExt as _;
 use futures::channel::mpsc::UnboundedReceiver;
 use rtnetlink::packet_core::NetlinkMessage;
@@ -7,6 +9,7 @@ use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::sys::SocketAddr;
 use rtnetlink::{Handle, MulticastGroup};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::NetError;
 
@@ -15,7 +18,13 @@ pub struct Netlink {
     pub(super) handle: Handle,
     news: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
     tasks: [JoinHandle<()>; 2],
+    /// Something changed and was not told yet.
+    waits: bool,
+    told: Option<Instant>,
 }
+
+/// A routing daemon changes routes all the time, and a look lists all of them.
+const PACE: Duration = Duration::from_millis(100);
 
 impl Netlink {
     /// Opens it; from now on no change is missed. Must be called inside a tokio runtime.
@@ -29,13 +38,21 @@ impl Netlink {
         ];
         let (watcher, _, news) = rtnetlink::new_multicast_connection(&groups)?;
         let (requests, handle, _) = rtnetlink::new_connection()?;
-        Ok(Self { handle, news, tasks: [tokio::spawn(watcher), tokio::spawn(requests)] })
+        Ok(Self { handle, news, tasks: [tokio::spawn(watcher), tokio::spawn(requests)], waits: false, told: None })
     }
 
-    /// Resolves when anything changed since the last call; a burst is one change.
+    /// Resolves when anything changed since the last call: at once, but so many times a second at most. Loses nothing
+    /// when it is dropped half-way.
     pub async fn changed(&mut self) -> Result<(), NetError> {
-        self.news.next().await.ok_or(NetError::Closed)?;
+        if !self.waits {
+            self.news.next().await.ok_or(NetError::Closed)?;
+            self.waits = true;
+        }
+        if let Some(told) = self.told {
+            tokio::time::sleep_until(told + PACE).await;
+        }
         while self.news.try_recv().is_ok() {}
+        (self.waits, self.told) = (false, Some(Instant::now()));
         Ok(())
     }
 }
