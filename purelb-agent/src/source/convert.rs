@@ -43,6 +43,8 @@ impl<'a> Faults<'a> {
 #[derive(Debug)]
 pub struct Converter {
     world: World,
+    /// There is a Node of our name.
+    listed: bool,
     /// Addresses of all Nodes.
     nodes: BTreeSet<IpAddr>,
     /// The host's own addresses.
@@ -66,6 +68,7 @@ impl Converter {
     pub fn new(node: &str) -> Self {
         Self {
             world: World { node: node.to_owned(), ..World::default() },
+            listed: false,
             nodes: BTreeSet::new(),
             host: BTreeSet::new(),
             owners: BTreeMap::new(),
@@ -88,7 +91,21 @@ impl Converter {
     #[must_use]
     pub fn problems(&self) -> Vec<Problem> {
         let rest = self.contested.iter().chain(&self.of_nodes).chain(&self.of_agents);
-        self.problems.values().flatten().chain(rest).cloned().collect()
+        self.problems.values().flatten().chain(rest).chain(&self.nobody()).cloned().collect()
+    }
+
+    /// Nothing names this node: it has no endpoint then, and a wrong name looks just the same.
+    fn nobody(&self) -> Option<Problem> {
+        let mut named =
+            self.world.services.values().flat_map(|s| &s.endpoints).filter_map(|e| e.node.as_ref()).peekable();
+        let unknown = !self.listed && named.peek().is_some() && !named.any(|node| *node == self.world.node);
+        unknown.then(|| Problem {
+            object: format!("Node {}", self.world.node),
+            field: "--node-name".to_owned(),
+            message: "is not listed, and no endpoint names it: nothing is balanced here".to_owned(),
+            remedy: "start the agent with this node's name as in EndpointSlices, or add the Node object".to_owned(),
+            origin: String::new(),
+        })
     }
 
     /// What the host says: its own addresses, whether kube-proxy serves it, whether it carried
@@ -220,6 +237,7 @@ impl Converter {
         let mut ranges = BTreeSet::new();
         self.nodes.clear();
         self.of_nodes.clear();
+        self.listed = dir.get(&(Kind::Node, self.world.node.clone())).is_some();
         for (key, found) in dir.all(Kind::Node) {
             let Object::Node(node) = &found.object else { continue };
             let mut faults = Faults::new(key, found);

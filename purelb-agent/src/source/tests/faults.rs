@@ -257,3 +257,14 @@ fn the_settings_in_force() {
     assert_eq!(datapath(&case).hook, Hook::Tcx);
     case.has_problem("LBNodeAgent purelb/c spec.datapath.hook");
 }
+
+#[test]
+fn a_node_that_nothing_names() {
+    let mut case = Case::new();
+    case.write("web.yaml", &web().replace("node1", "node2"));
+    case.all();
+    case.has_problem("Node node1 --node-name");
+    case.write("node.yaml", "apiVersion: v1\nkind: Node\nmetadata: {name: node1}\n");
+    case.all();
+    assert!(case.problems().is_empty(), "a node without endpoints: {:?}", case.problems());
+}
