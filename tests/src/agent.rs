@@ -119,18 +119,29 @@ impl Agent {
 
     /// One of its commands, `-o json`.
     pub fn query(&self, args: &[&str]) -> Result<Value> {
-        let text = self.command(args, true)?;
+        let text = match args {
+            // It answers, and then says by its exit code whether the agent is ready.
+            ["status", ..] => {
+                let output = self.prepare(args, true)?.output().context("start purelb-agent by nsenter")?;
+                String::from_utf8_lossy(&output.stdout).into_owned()
+            }
+            _ => self.command(args, true)?,
+        };
         serde_json::from_str(&text).with_context(|| format!("`purelb-agent {}` wrote no JSON: {text}", args.join(" ")))
     }
 
     /// One of its commands as people see it, or as JSON.
     pub fn command(&self, args: &[&str], json: bool) -> Result<String> {
+        sys::output(&mut self.prepare(args, json)?)
+    }
+
+    fn prepare(&self, args: &[&str], json: bool) -> Result<Command> {
         let mut command: Command = self.netns.command(binary()?);
         command.args(args).arg("--bpf-root").arg(&self.bpf_root);
         if json {
             command.args(["-o", "json"]);
         }
-        sys::output(&mut command)
+        Ok(command)
     }
 
     /// `HOOK attached` or `HOOK refused` of an uplink; empty when `status` does not know it.
