@@ -116,7 +116,8 @@ impl Keeper {
         self.programs.flush_log();
         if self.snapshot.ready {
             let fallback = pulse::fallback(self.args.reply_fallback, self.started.elapsed());
-            pulse::beat(self.programs.maps(), &self.args, self.ticks_per_1000s, fallback)?;
+            let kube_proxy = self.kube_proxy.here();
+            pulse::beat(self.programs.maps(), &self.args, self.ticks_per_1000s, fallback, kube_proxy)?;
         }
         self.publisher.flush(&self.snapshot);
         Ok(())

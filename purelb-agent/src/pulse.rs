@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use purelb_common::table::{CONFIG_REVSVC, Config};
+use purelb_common::table::{CONFIG_KUBE_PROXY, CONFIG_REVSVC, Config};
 
 use crate::args::{Node, OrOff};
 use crate::bpf::{BpfError, Maps};
@@ -34,7 +34,13 @@ pub fn fallback(setting: OrOff, uptime: Duration) -> Option<bool> {
 ///
 /// # Errors
 /// The map cannot be written.
-pub fn beat(maps: &Maps, args: &Node, ticks_per_1000s: u64, fallback: Option<bool>) -> Result<(), BpfError> {
+pub fn beat(
+    maps: &Maps,
+    args: &Node,
+    ticks_per_1000s: u64,
+    fallback: Option<bool>,
+    kube_proxy: bool,
+) -> Result<(), BpfError> {
     let (local_port_min, local_port_max) = host::local_ports();
     let ticks = |milliseconds| ticks(ticks_per_1000s, milliseconds);
     let old = maps.config()?;
@@ -43,6 +49,7 @@ pub fn beat(maps: &Maps, args: &Node, ticks_per_1000s: u64, fallback: Option<boo
         Some(false) => old.flags & !CONFIG_REVSVC,
         None => old.flags,
     };
+    let flags = if kube_proxy { flags | CONFIG_KUBE_PROXY } else { flags & !CONFIG_KUBE_PROXY };
     maps.set_config(&Config {
         heartbeat: maps.clock()?.tick,
         heartbeat_limit: ticks(args.heartbeat),

@@ -268,7 +268,7 @@ impl<A: Address, T: Tables<A>> Case<'_, A, T> {
         let syn = PROTO == TCP && self.flow.flags & (SYN | ACK) == SYN;
         let stale = stale(self.config, self.tick);
         if stale && syn {
-            return Reason::PassedStale;
+            return self.passed_stale::<PROTO>();
         }
         let unsettled = self.found.slot.unsettled(&self.found.service);
         let plain = !unsettled && self.found.service.affinity == 0;
@@ -283,7 +283,7 @@ impl<A: Address, T: Tables<A>> Case<'_, A, T> {
             (false, _, _) => self.udp(unsettled, stale),
         };
         if stale && choice.new {
-            return Reason::PassedStale;
+            return self.passed_stale::<PROTO>();
         }
         if choice.over {
             return Reason::OverBudget;

@@ -70,6 +70,8 @@ pub struct Config {
 }
 /// `CONFIG.flags`: `REVSVC` may answer on a miss (4.3).
 pub const CONFIG_REVSVC: u32 = 1;
+/// `CONFIG.flags`: kube-proxy serves the node too, and keeps what passes to it while the tables are stale.
+pub const CONFIG_KUBE_PROXY: u32 = 2;
 
 /// `VIPS4`/`VIPS6`, keyed by the address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]

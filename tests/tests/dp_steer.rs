@@ -2,7 +2,8 @@
 
 use anyhow::{Context as _, Result, ensure};
 use purelb_common::table::{
-    GONE, PASS, Pin, READY, SERVICE_RANGES, Service, Slot, TERMINATING, UNREADY, VIP_OTHER_PROTOCOLS, VIP_UNKNOWN_PASS,
+    CONFIG_KUBE_PROXY, GONE, PASS, Pin, READY, SERVICE_RANGES, Service, Slot, TERMINATING, UNREADY,
+    VIP_OTHER_PROTOCOLS, VIP_UNKNOWN_PASS,
 };
 use purelb_common::verdict::Reason;
 use purelb_tests::case::{CLIENT, DNS, DNS_POD, EPOCH, Hook, Row, SPARE, WEB, WEB_POD, World, check, service};
@@ -448,6 +449,36 @@ fn stale_keeps_flows() -> Result<()> {
             w.expect(hook, &ack(WEB), Reason::Forwarded, &ack(WEB_POD))?;
             w.expect(hook, &udp(DNS), Reason::Forwarded, &udp(DNS_POD))?;
             w.expect(hook, &syn(WEB), Reason::PassedStale, &syn(WEB))?;
+        }
+    }
+    Ok(())
+}
+
+/// What kube-proxy got while the agent was silent stays with it when the agent is back.
+#[test]
+fn stale_flows_stay_with_kube_proxy() -> Result<()> {
+    let mut w = World::load()?;
+    for family in FAMILIES {
+        for hook in BOTH {
+            w.reset(family)?;
+            w.base()?;
+            stale(&mut w)?;
+            // Alone, nobody has the flow: its port is served again at once.
+            w.expect(hook, &syn(WEB), Reason::PassedStale, &syn(WEB))?;
+            w.configure(|c| c.heartbeat = c.heartbeat.wrapping_add(500))?;
+            let early = syn(WEB).coming((CLIENT.0, 40_008));
+            w.expect(hook, &early, Reason::Forwarded, &early.towards(WEB_POD))?;
+            stale(&mut w)?;
+            w.configure(|c| c.flags |= CONFIG_KUBE_PROXY)?;
+            w.expect(hook, &syn(WEB), Reason::PassedStale, &syn(WEB))?;
+            w.expect(hook, &udp(DNS), Reason::PassedStale, &udp(DNS))?;
+            w.configure(|c| c.heartbeat = c.heartbeat.wrapping_add(500))?;
+            let later = ack(WEB).coming((CLIENT.0, 40_008));
+            w.expect(hook, &later, Reason::Forwarded, &later.towards(WEB_POD))?;
+            w.expect(hook, &ack(WEB), Reason::PassedToProxy, &ack(WEB))?;
+            w.expect(hook, &udp(DNS), Reason::PassedToProxy, &udp(DNS))?;
+            let other = syn(WEB).coming((CLIENT.0, 40_009));
+            w.expect(hook, &other, Reason::Forwarded, &other.towards(WEB_POD))?;
         }
     }
     Ok(())

@@ -2,7 +2,10 @@
 
 use super::{Case, RST, SECOND_CHOICES, TCP, Tables, UDP, age};
 use crate::hash::Address;
-use crate::table::{Affinity, AffinityKey, CLOSED, DROP, Endpoint, FIN_CLIENT, OPEN, Pin, READY, Reply, Slot};
+use crate::table::{
+    Affinity, AffinityKey, CLOSED, CONFIG_KUBE_PROXY, DROP, Endpoint, FIN_CLIENT, OPEN, PASS, Pin, READY, Reply, Slot,
+};
+use crate::verdict::Reason;
 
 /// What [`Case::claim`] answers.
 pub(super) const FRESH: u32 = 0;
@@ -145,6 +148,20 @@ impl<A: Address, T: Tables<A>> Case<'_, A, T> {
                 self.tables.remove_half_open(&key);
             }
         }
+    }
+
+    /// A new flow that passes since the agent is silent. Where kube-proxy takes it, its pin keeps it there when the
+    /// agent is back; elsewhere nobody has it, and a pin would keep the client port from being served.
+    #[inline(never)]
+    pub(super) fn passed_stale<const PROTO: u16>(&self) -> Reason {
+        let kept = self.config.flags & CONFIG_KUBE_PROXY == 0 || self.pinned::<PROTO>() == Some((PASS, READY));
+        if !kept && self.tables.budget(self.config, PROTO, self.tick) {
+            self.pin::<PROTO>(PASS, 0);
+            if PASS != self.found.slot.cur() {
+                self.stamp();
+            }
+        }
+        Reason::PassedStale
     }
 
     #[inline(never)]
