@@ -13,7 +13,7 @@ mod sys;
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub use attach::UplinkStatus;
+pub use attach::{Links, UplinkStatus};
 pub use events::Events;
 pub use explain::ReadOnly;
 pub use load::{Programs, load, remove};

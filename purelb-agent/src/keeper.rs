@@ -6,24 +6,29 @@ use std::time::{Duration, Instant};
 use purelb_common::table::TICK_SHIFT;
 use purelb_plan::apply::apply;
 use purelb_plan::observed::{Action, Observed};
-use purelb_plan::plan::{Planner, Settings};
+use purelb_plan::plan::{Planner, Settings, in_use};
 use purelb_plan::problem::Problem;
-use purelb_plan::world::{Datapath, Mode};
+use purelb_plan::world::{Datapath, Hook, Mode};
 
 use crate::args::{Choice, Node};
-use crate::bpf::{BpfError, Programs};
+use crate::bpf::{BpfError, Links, Programs};
 use crate::host::{self, KubeProxy};
 use crate::net::{self, NetError, Netlink};
 use crate::pulse;
 use crate::snapshot::{Publisher, Snapshot, Uplink};
-use crate::source::{Folder, Look};
+use crate::source::{Folder, Host, Look};
+
+mod drain;
+
+use drain::Drain;
+pub use drain::QUIET;
 
 /// Everything is looked at this often even if nothing says that it changed...
 const POLL: Duration = Duration::from_secs(5);
 /// ... and the maps are read again this often, and what only time changes is looked at...
 const RESYNC: Duration = Duration::from_secs(60);
 /// ... but less often where that takes long, since changes wait for it: so many times as long as it took.
-const REST: u32 = 500;
+const REST: u32 = 200;
 
 /// Why the agent cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +48,9 @@ pub struct Keeper {
     kube_proxy: KubeProxy,
     /// Tables were written before, or are by now: what is new was not served by others.
     written: bool,
+    /// The tables that are there now were planned by this agent.
+    planned: bool,
+    drain: Drain,
     programs: Programs,
     netlink: Netlink,
     network: Option<net::Snapshot>,
@@ -51,9 +59,7 @@ pub struct Keeper {
     observed: Option<Observed>,
     polled: Pace,
     resynced: Pace,
-    attached: Vec<(net::Uplink, Datapath)>,
-    /// What hung somewhere was kept then.
-    kept: bool,
+    hung: Option<Hung>,
     attach_problems: Vec<Problem>,
     /// What is wrong with the pins.
     pins: Option<Problem>,
@@ -75,8 +81,11 @@ impl Keeper {
         let snapshot = Snapshot { node: args.node_name.clone(), pid: std::process::id(), ..Snapshot::default() };
         Ok(Self {
             kube_proxy: KubeProxy::new(args.kube_proxy),
-            // An agent that died between its first maps and its first heartbeat left tables that nothing was served by.
-            written: programs.maps().config()?.heartbeat_limit != 0,
+            // An agent that died between its first maps and its first heartbeat left tables that nothing was served by,
+            // and so did one that had to take its programs down.
+            written: programs.maps().config()?.heartbeat_limit != 0 && programs.hang_somewhere(),
+            planned: false,
+            drain: Drain::No,
             folder,
             programs,
             netlink,
@@ -85,8 +94,7 @@ impl Keeper {
             observed: None,
             polled: Pace::new(Duration::ZERO),
             resynced: Pace::new(RESYNC.min(settle)),
-            attached: Vec::new(),
-            kept: false,
+            hung: None,
             attach_problems: Vec::new(),
             pins: None,
             snapshot,
@@ -142,12 +150,16 @@ impl Keeper {
             self.observed = None;
             self.planner.forget();
         }
-        self.look(&Look::All).await?;
+        let changed = self.look(&Look::All).await?;
         let settle = Duration::from_millis(self.args.settle / 2).max(Duration::from_secs(1));
         if resync {
             self.resynced.ended(begin, RESYNC.min(settle));
         }
-        self.polled.ended(if resync { Instant::now() } else { begin }, POLL);
+        // What a look costs that finds nothing is what counts.
+        self.polled.ended(if resync || changed { Instant::now() } else { begin }, POLL);
+        if matches!(self.drain, Drain::Since(_)) {
+            self.polled.next = Instant::now() + drain::PACE;
+        }
         Ok(())
     }
 
@@ -165,18 +177,18 @@ impl Keeper {
         })
     }
 
-    /// Reads what may have changed, plans, applies.
+    /// Reads what may have changed, plans, applies; whether there was anything to apply.
     ///
     /// # Errors
     /// The kernel or netlink refuses what it never should.
-    pub async fn look(&mut self, look: &Look) -> Result<(), KeepError> {
+    pub async fn look(&mut self, look: &Look) -> Result<bool, KeepError> {
         self.folder.look(look);
         let mut problems = self.folder.problems();
         problems.extend(self.pins.clone());
         let Some(datapath) = self.folder.world().map(|w| w.datapath.clone()) else {
             problems.extend(host::check(&[]));
             self.publish(problems);
-            return Ok(());
+            return Ok(false);
         };
         let network = match self.network.take() {
             Some(network) => network,
@@ -185,21 +197,22 @@ impl Keeper {
         problems.extend(network.problems.iter().cloned());
         problems.extend(host::check(&network.uplinks));
         let kube_proxy = self.kube_proxy.here();
-        let live = match self.args.live {
-            Choice::Yes => !self.snapshot.ready,
-            Choice::No => false,
-            Choice::Auto => kube_proxy && !self.written,
-        };
-        self.folder.host(&network.addresses, kube_proxy, live);
-        let Some(world) = self.folder.world() else { return Ok(()) };
-        let unread = world.unread;
         let observed = match self.observed.take() {
             Some(observed) => observed,
             None => self.programs.maps().observe()?,
         };
+        let tick = self.programs.maps().clock()?.tick;
+        self.drain(datapath.mode == Mode::Off, &observed, tick);
+        let live = match self.args.live {
+            Choice::Yes => !self.planned,
+            Choice::No => false,
+            Choice::Auto => kube_proxy && !self.written,
+        };
+        self.folder.host(&network.addresses, Host { kube_proxy, live, detached: self.drain == Drain::Over });
+        let Some(world) = self.folder.world() else { return Ok(false) };
+        let unread = world.unread;
         let milliticks = u32::try_from(self.ticks_per_1000s).unwrap_or(u32::MAX);
         let settings = Settings { settle: pulse::ticks(self.ticks_per_1000s, self.args.settle), milliticks };
-        let tick = self.programs.maps().clock()?.tick;
         let plan = self.planner.plan(world, &observed, self.programs.maps(), &settings, tick);
         self.observed = self.carry_out(&plan.actions, observed, &mut problems);
         if self.observed.is_none() {
@@ -207,19 +220,27 @@ impl Keeper {
         }
         problems.extend(plan.problems);
         self.snapshot.services = plan.services;
-        self.written = true;
+        // With no program anywhere the next tables begin anew.
+        (self.written, self.planned) = (self.drain != Drain::Over, self.drain != Drain::Over);
         if !self.snapshot.ready {
             // The tables are right now, so they may count as fresh; and fresh maps learn their seed.
             self.snapshot.ready = true;
             self.beat()?;
         }
         // Without a word of an LBNodeAgent, and with a file that was never read, the settings are unknown.
-        let keep = unread && datapath == Datapath::default();
-        self.attach(&network, &datapath, keep);
+        let links = match self.drain {
+            Drain::Over => Links::Gone,
+            Drain::Since(_) => Links::Stay("datapath.mode is off: until what runs through it has ended"),
+            Drain::No if unread && datapath == Datapath::default() => {
+                Links::Stay("as it was: the LBNodeAgent may not have been read")
+            }
+            Drain::No => Links::AsSet,
+        };
+        let hung = self.attach(&network, &datapath, links);
         problems.extend(self.attach_problems.iter().cloned());
         self.network = Some(network);
         self.publish(problems);
-        Ok(())
+        Ok(hung || !plan.actions.is_empty())
     }
 
     /// The maps after it, or `None` when a write was refused: then the next look reads and tries again.
@@ -248,24 +269,39 @@ impl Keeper {
         (!refused).then_some(observed)
     }
 
-    /// Programs on the uplinks and exits, when something about them changed or failed before.
-    fn attach(&mut self, network: &net::Snapshot, datapath: &Datapath, keep: bool) {
-        let off = datapath.mode == Mode::Off;
-        let uplinks: &[_] = if off { &[] } else { &network.uplinks };
-        let now: Vec<_> = uplinks.iter().chain(&network.exits).map(|u| (u.clone(), datapath.clone())).collect();
-        let hang = self.programs.all_hang(uplinks, &network.exits);
-        let settled = self.attached == now && self.kept == keep && self.attach_problems.is_empty() && (off || hang);
-        if settled && !self.snapshot.uplinks.is_empty() {
-            return;
+    /// With `datapath.mode: off` and the tables handed over: whether something still needs the programs.
+    fn drain(&mut self, off: bool, observed: &Observed, tick: u32) {
+        let quiet = pulse::ticks(self.ticks_per_1000s, QUIET.as_millis() as u64);
+        let maps = self.programs.maps();
+        let in_use = || in_use(observed, maps, tick, quiet) > 0;
+        let next = self.drain.next(off, self.programs.hang_somewhere(), Instant::now(), in_use);
+        if next != self.drain {
+            tracing::info!(now = ?next, "datapath.mode");
+            self.drain = next;
+            self.polled.next = Instant::now() + drain::PACE;
         }
-        let status = self.programs.attach(&network.uplinks, datapath, keep);
+    }
+
+    /// Programs on the uplinks and exits, when something about them changed or failed before; whether it is other
+    /// ones than before.
+    fn attach(&mut self, network: &net::Snapshot, datapath: &Datapath, links: Links) -> bool {
+        let uplinks: &[_] = if links == Links::Gone { &[] } else { &network.uplinks };
+        let (of, exits) = (network.uplinks.clone(), network.exits.clone());
+        let now = Some(Hung { uplinks: of, exits, hook: datapath.hook, links });
+        let hang = links == Links::Gone || self.programs.all_hang(uplinks, &network.exits);
+        if self.hung == now && self.attach_problems.is_empty() && hang {
+            return false;
+        }
+        let status = self.programs.attach(&network.uplinks, datapath.hook, links);
         self.attach_problems = status.iter().filter_map(|s| s.problem.clone()).collect();
-        self.attach_problems.extend(self.programs.attach_exits(uplinks, &network.exits));
+        self.attach_problems.extend(self.programs.attach_exits(uplinks, &network.exits, links));
         self.snapshot.uplinks = status
             .into_iter()
             .map(|s| Uplink { name: s.name, hook: s.hook, why: s.why, attached: s.attached })
             .collect();
-        (self.attached, self.kept) = (now, keep);
+        let other = self.hung != now;
+        self.hung = now;
+        other
     }
 
     fn publish(&mut self, mut problems: Vec<Problem>) {
@@ -279,6 +315,15 @@ impl Keeper {
     pub async fn end(mut self) {
         self.publisher.end(&self.snapshot).await;
     }
+}
+
+/// What [`Keeper::attach`] last made so.
+#[derive(Debug, PartialEq, Eq)]
+struct Hung {
+    uplinks: Vec<net::Uplink>,
+    exits: Vec<net::Uplink>,
+    hook: Hook,
+    links: Links,
 }
 
 /// When something that is done again and again is due.

@@ -87,9 +87,13 @@ async fn node(args: Node) -> anyhow::Result<()> {
         tokio::select! {
             _ = term.recv() => break,
             _ = int.recv() => break,
-            _ = beat.tick() => keeper.beat()?,
+            _ = beat.tick() => {
+                keeper.beat()?;
+                if watch.follow() {
+                    keeper.look(&Look::All).await?;
+                }
+            }
             () = tokio::time::sleep_until(keeper.next_poll().into()) => {
-                watch.follow();
                 if !lock.holds(&root) && host::preflight(&root).is_ok() {
                     lock = lock::take(&root)?;
                 }
@@ -147,13 +151,15 @@ impl Watch {
     }
 
     /// Inotify watches a folder, not its path: one that was made later, replaced or linked to elsewhere is another.
-    fn follow(&mut self) {
+    /// Whether it is another one now.
+    fn follow(&mut self) -> bool {
         let now = std::fs::metadata(&self.folder).ok().map(|meta| (meta.dev(), meta.ino(), meta.created().ok()));
-        if now == self.seen {
-            return;
+        let other = now != self.seen;
+        if other {
+            self.seen = now;
+            self.watcher = now.and_then(|_| self.start());
         }
-        self.seen = now;
-        self.watcher = now.and_then(|_| self.start());
+        other
     }
 
     fn start(&self) -> Option<notify::RecommendedWatcher> {

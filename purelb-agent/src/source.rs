@@ -25,6 +25,17 @@ mod tests;
 
 pub use look::Look;
 
+/// What the host says of itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Host {
+    /// kube-proxy serves it.
+    pub kube_proxy: bool,
+    /// It carried connections to its VIPs before.
+    pub live: bool,
+    /// No program hangs anywhere, and none shall.
+    pub detached: bool,
+}
+
 /// A folder of manifests as this node's world.
 #[derive(Debug)]
 pub struct Folder {
@@ -46,10 +57,9 @@ impl Folder {
         self.converter.update(&self.dir, &changed)
     }
 
-    /// What the host says: its own addresses, whether kube-proxy serves it, whether it carried
-    /// connections to its VIPs before.
-    pub fn host(&mut self, addresses: &BTreeSet<IpAddr>, kube_proxy: bool, live: bool) {
-        self.converter.host(addresses, kube_proxy, live);
+    /// What the host says of itself, its own addresses beside it.
+    pub fn host(&mut self, addresses: &BTreeSet<IpAddr>, host: Host) {
+        self.converter.host(addresses, host);
     }
 
     /// The world; `None` before the first list, from which nothing may be concluded (D18).

@@ -159,7 +159,7 @@ impl Agent {
     /// Waits until an uplink is as `wanted` says, in the words of [`Agent::uplink`].
     pub fn wait_uplink(&self, name: &str, wanted: &str) -> Result<()> {
         let what = format!("uplink {name} is {wanted:?}");
-        let result = sys::wait_for(&what, Duration::from_secs(10), || {
+        let result = sys::wait_for(&what, Duration::from_secs(20), || {
             let found = self.uplink(name)?;
             anyhow::ensure!(found == wanted, "it is {found:?}");
             Ok(true)
@@ -174,7 +174,7 @@ impl Agent {
 
     /// Waits until `status` names a problem with all of these words.
     pub fn wait_problem(&self, words: &[&str]) -> Result<()> {
-        sys::wait_for(&format!("status names a problem with {words:?}"), Duration::from_secs(10), || {
+        sys::wait_for(&format!("status names a problem with {words:?}"), Duration::from_secs(20), || {
             let status = self.query(&["status"])?;
             let problems = status.get("problems").and_then(Value::as_array).context("status: no `problems`")?;
             let found = problems.iter().any(|one| words.iter().all(|word| one.to_string().contains(word)));

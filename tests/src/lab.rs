@@ -234,7 +234,7 @@ impl Lab {
                 for port in &service.ports {
                     let wanted = wanted(service, &node.name, vip);
                     let what = format!("{} {vip}:{} at {} has {wanted:?}", service.name, port.port, node.name);
-                    let result = sys::wait_for(&what, Duration::from_secs(10), || {
+                    let result = sys::wait_for(&what, Duration::from_secs(20), || {
                         let found = node.agent.endpoints(&vip.to_string(), port.port)?;
                         let found: Vec<_> = found.into_iter().filter(|(_, state)| state != "gone").collect();
                         anyhow::ensure!(found == wanted, "it has {found:?}");

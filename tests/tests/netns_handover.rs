@@ -170,6 +170,79 @@ fn cleanup_of_half_the_pins() -> Result<()> {
     Ok(())
 }
 
+/// `cleanup` hears the client that speaks once a second too.
+fn cleanup_hears_the_slow(options: Options) -> Result<()> {
+    let (mut lab, _) = Lab::serving(options)?;
+    let open = |to| clients::Conn::open(&lab.client, to);
+    let mut slow = lab.targets(80)?.into_iter().map(open).collect::<Result<Vec<_>>>()?;
+    lab.nodes[0].agent.stop(Signal::SIGTERM)?;
+    thread::scope(|scope| -> Result<()> {
+        let cleanup = scope.spawn(|| lab.nodes[0].agent.command(&["cleanup", "--deadline", "8s"], false));
+        for second in 0..6 {
+            sys::pause(1_000);
+            for one in &mut slow {
+                one.ask("NAME").with_context(|| format!("in second {second}"))?;
+            }
+        }
+        ensure!(!cleanup.is_finished(), "cleanup did not wait for those who speak once a second");
+        cleanup.join().map_err(|_| anyhow!("cleanup's thread panicked"))??;
+        Ok(())
+    })
+}
+
+/// While the agent is silent new connections go to kube-proxy, and stay there when it is back.
+fn silence(options: Options) -> Result<()> {
+    let agent_args = vec!["--kube-proxy", "yes", "--heartbeat", "1s"];
+    let (mut lab, web) = Lab::serving(Options { agent_args, ..options })?;
+    lab.proxy_rules(&lab.nodes[0].netns, &web)?;
+    let before = long_lived(&lab)?;
+    lab.nodes[0].agent.stop(Signal::SIGKILL)?;
+    sys::pause(3_000);
+    let meanwhile = long_lived(&lab)?;
+    let seen = lab.counter(&lab.nodes[0].netns, "proxy", "vip")?;
+    ensure!(seen > 0, "kube-proxy got nothing while the agent was silent");
+    lab.run()?;
+    let after = long_lived(&lab)?;
+    sys::pause(2_000);
+    for one in before.into_iter().chain(meanwhile).chain(after) {
+        one.finish()?;
+    }
+    Ok(())
+}
+
+/// `datapath.mode: off` and back beside kube-proxy: a change of mode is a change of slots and breaks nothing,
+/// neither before the programs are taken down nor after it.
+fn mode_changes(options: Options) -> Result<()> {
+    let (lab, web) = Lab::serving(Options { agent_args: vec!["--kube-proxy", "yes"], ..options })?;
+    lab.proxy_rules(&lab.nodes[0].netns, &web)?;
+    let set = |mode: &str| {
+        let mut settings = purelb_tests::manifests::node_agent(&["eth0"], lab.hook());
+        settings["spec"]["datapath"]["mode"] = mode.into();
+        lab.write_objects("lbnodeagent.yaml", &[settings])
+    };
+    let links = lab.nodes[0].agent.bpf_root().join("links");
+    let hang = || std::fs::read_dir(&links).map(Iterator::count);
+    for (mode, detached) in [("off", false), ("auto", false), ("off", true), ("auto", false)] {
+        let running = long_lived(&lab)?;
+        set(mode)?;
+        sys::pause(2_000);
+        ensure!(hang()? > 0, "detached though connections run");
+        for one in running {
+            one.finish().with_context(|| format!("mode {mode}"))?;
+        }
+        let before = lab.counter(&lab.nodes[0].netns, "proxy", "vip")?;
+        for to in lab.targets(80)? {
+            ensure!(clients::spread(&lab.client, to, 20)?.len() == 3, "mode {mode}: not spread over all endpoints");
+        }
+        let after = lab.counter(&lab.nodes[0].netns, "proxy", "vip")?;
+        ensure!((mode == "off") == (after > before), "mode {mode}: kube-proxy saw {} connections", after - before);
+        if detached {
+            sys::wait_for("nothing to hang", Duration::from_secs(8), || Ok(hang()? == 0))?;
+        }
+    }
+    Ok(())
+}
+
 /// Beside kube-proxy a Service is not balanced here any more: new connections are kube-proxy's, running ones stay.
 fn policy_changes(options: Options) -> Result<()> {
     let (lab, mut web) = Lab::serving(Options { agent_args: vec!["--kube-proxy", "yes"], ..options })?;
@@ -192,4 +265,4 @@ fn policy_changes(options: Options) -> Result<()> {
 }
 
 each_hook_and_rules! { cleanup_under_load adoption }
-each_hook! { cleanup_when_idle killed_at_the_adoption policy_changes }
+each_hook! { cleanup_when_idle cleanup_hears_the_slow killed_at_the_adoption policy_changes mode_changes silence }

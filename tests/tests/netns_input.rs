@@ -155,8 +155,9 @@ fn folder_is_replaced() -> Result<()> {
             std::fs::copy(file.path(), folder.join(file.file_name()))?;
         }
         std::fs::remove_dir_all(&old)?;
-        // The poll finds the new folder.
-        sys::pause(6_000);
+        // The poll finds the new folder, and this in it.
+        web.endpoints[1].ready = !web.endpoints[1].ready;
+        lab.apply(&web)?;
         let mut slowest = Duration::ZERO;
         for ready in [false, true, false, true] {
             web.endpoints[0].ready = ready;

@@ -102,7 +102,7 @@ fn pins_are_removed(options: Options) -> Result<()> {
             _ => std::fs::remove_dir_all(&root)?,
         }
         lab.nodes[0].agent.wait_uplink("eth0", &format!("{} attached", lab.hook())).context(what)?;
-        sys::wait_for("it is ready", Duration::from_secs(8), || {
+        sys::wait_for("it is ready", Duration::from_secs(20), || {
             Ok(lab.nodes[0].agent.query(&["status"])?["agent"]["alive"] == true)
         })?;
         serves(&lab, &format!("{what} were removed"))?;

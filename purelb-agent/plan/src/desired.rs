@@ -14,7 +14,7 @@ use purelb_common::table::{DROP, PASS, READY, TERMINATING, UNREADY, VIP_OTHER_PR
 use crate::ids::family;
 use crate::observed::{Frontend, Observed, Slots};
 use crate::problem::Problem;
-use crate::world::{Endpoint, EndpointState, Service, World};
+use crate::world::{Endpoint, EndpointState, Mode, Service, World};
 
 /// A VIP, port and protocol with the endpoints of this node.
 #[derive(Clone, Debug)]
@@ -74,6 +74,7 @@ impl Desired {
             kube_proxy: world.kube_proxy,
             live: false,
             unread: false,
+            detached: world.detached,
         };
         let before = self.known.len();
         if self.seen.as_ref() != Some(&frame) {
@@ -183,7 +184,8 @@ fn part(world: &World, name: &str, service: &Service, owners: &BTreeMap<Frontend
             ));
             continue;
         }
-        let mut flags = if world.datapath.unknown_ports_pass { VIP_UNKNOWN_PASS } else { 0 };
+        let pass = world.datapath.unknown_ports_pass || world.datapath.mode == Mode::Off;
+        let mut flags = if pass { VIP_UNKNOWN_PASS } else { 0 };
         for port in &service.ports {
             let Some(protocol) = port.protocol else {
                 flags |= VIP_OTHER_PROTOCOLS;
@@ -204,13 +206,19 @@ fn part(world: &World, name: &str, service: &Service, owners: &BTreeMap<Frontend
         }
         out.vips.push((vip, flags));
     }
+    if world.detached {
+        // Its faults stay, and its tables are made anew when there are programs again.
+        (out.fronts, out.vips) = (Vec::new(), Vec::new());
+    }
     out
 }
 
 fn front(world: &World, name: &str, service: &Service, port_name: &str, frontend: Frontend) -> Front {
     let preferred = service.prefer_local || world.datapath.prefer_local.unwrap_or(!world.kube_proxy);
-    let balanced = service.local_policy || preferred;
-    let fallback = if !service.local_policy && (world.kube_proxy || !preferred) { PASS } else { DROP };
+    let off = world.datapath.mode == Mode::Off;
+    let balanced = !off && (service.local_policy || preferred);
+    let others = !service.local_policy && (world.kube_proxy || !preferred);
+    let fallback = if off || others { PASS } else { DROP };
     let local = |e: &&Endpoint| {
         e.port_name == port_name
             && e.protocol == frontend.protocol
@@ -252,7 +260,8 @@ fn front(world: &World, name: &str, service: &Service, port_name: &str, frontend
         usable,
         balanced,
         fallback,
-        affinity: service.affinity,
+        // Who sticks to an endpoint lets go of it; yet none would put the client's port into the flow hash.
+        affinity: service.affinity.map(|seconds| if off { 0 } else { seconds }),
         ranges: service
             .source_ranges
             .iter()

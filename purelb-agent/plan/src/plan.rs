@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use purelb_common::table::{self, PASS, SERVICE_IDS};
+use purelb_common::table::{self, PASS, SERVICE_IDS, Slot};
 
 use crate::blocks::Blocks;
 use crate::desired::{Desired, Front};
@@ -16,6 +16,7 @@ use crate::job::Job;
 use crate::observed::{Action, Frontend, Observed, Slots};
 use crate::problem::Problem;
 use crate::reverse::Leads;
+use crate::slots::Step;
 use crate::unproven::Unproven;
 use crate::view::View;
 use crate::world::World;
@@ -62,6 +63,8 @@ pub struct Planner {
     ids: Ids,
     leads: Leads,
     unproven: Unproven,
+    /// Ids of services that found no room in the last look; their endpoints have ids.
+    refused: BTreeSet<u32>,
     /// `ids` and `leads` are those of `known`.
     remembers: bool,
     /// Every block was read once: no slot names an id that is gone.
@@ -109,7 +112,7 @@ impl Planner {
         now: u32,
     ) -> Plan {
         self.desired.update(world, observed, slots);
-        self.unproven.look(world.unread, observed, &mut self.desired);
+        self.unproven.look(world.unread && !world.detached, observed, &mut self.desired);
         let mut plan = Plan { problems: self.desired.problems.clone(), ..Plan::default() };
         plan.problems.extend(self.unproven.problem());
         let stays = |f: &&Frontend| self.desired.fronts.contains_key(f) || self.unproven.has(f);
@@ -200,12 +203,15 @@ impl Planner {
             self.ids.assign(*id, &held, look.observed, &mut look.writes);
             self.leads.add(frontend, front, &look.world.node_addresses);
         }
+        let mut there: BTreeSet<u32> = look.changed.values().map(|(id, _)| *id).collect();
+        let refused = std::mem::take(&mut self.refused);
         if all {
-            let services = look.changed.values().map(|(id, _)| *id).chain(self.unproven.services()).collect();
-            self.ids.keep(&services, look.observed, &mut look.writes);
+            there.extend(self.unproven.services());
+            self.ids.keep(&there, look.observed, &mut look.writes);
         } else {
-            for service in look.gone.iter().filter_map(|f| look.observed.services.get(f)) {
-                self.ids.assign(service.id, &BTreeMap::new(), look.observed, &mut look.writes);
+            let gone = look.gone.iter().filter_map(|f| look.observed.services.get(f)).map(|s| s.id);
+            for id in gone.chain(refused.difference(&there).copied()) {
+                self.ids.assign(id, &BTreeMap::new(), look.observed, &mut look.writes);
             }
         }
     }
@@ -221,8 +227,12 @@ impl Planner {
     ) -> Cow<'a, BTreeMap<(IpAddr, u16), u16>> {
         let mut held = Cow::Borrowed(&front.endpoints);
         let kept: Vec<_> = front.kept.iter().filter(|(e, _)| self.ids.get(id, **e).is_some()).collect();
+        // None of it can be answered any more, or will not be when this look has settled the service.
         let elsewhere = |s: &table::Service| {
-            look.slots.block(s).iter().all(|slot| !slot.unsettled(s) && slot.cur() < table::FIRST_ENDPOINT)
+            let block = look.slots.block(s);
+            let settles = || slots::step(&block, s, look.now, look.settings.settle) == Step::Settle;
+            block.iter().all(|slot| !slot.unsettled(s) && slot.cur() < table::FIRST_ENDPOINT)
+                || block.iter().all(|slot| slot.cur() == front.fallback) && settles()
         };
         if !kept.is_empty() && !look.observed.services.get(frontend).is_some_and(elsewhere) {
             held.to_mut().extend(kept);
@@ -254,6 +264,7 @@ impl Planner {
                     look.full.insert(frontend.vip);
                     look.plan.problems.push(no_room(front, frontend));
                     self.leads.remove(frontend, front);
+                    self.refused.insert(*id);
                     continue;
                 }
             };
@@ -336,6 +347,17 @@ pub fn release(observed: &Observed, slots: &dyn Slots, now: u32) -> Plan {
         }
     }
     plan
+}
+
+/// Services of which something went elsewhere than to `cur` within `quiet` ticks before `now`: after [`release`],
+/// flows that only the programs keep where they are.
+#[must_use]
+pub fn in_use(observed: &Observed, slots: &dyn Slots, now: u32, quiet: u32) -> usize {
+    let used = |s: &&table::Service| {
+        let age = |slot: &Slot| now.wrapping_sub(slot.stamp()) & 0x00ff_ffff;
+        slots.block(s).iter().any(|slot| slot.program_unsettled(s) && age(slot) <= quiet)
+    };
+    observed.services.values().filter(used).count()
 }
 
 /// Whose traffic with a pod is never a reply to a client: nodes, and pods of other nodes.

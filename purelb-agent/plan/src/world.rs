@@ -36,6 +36,8 @@ pub struct World {
     pub live: bool,
     /// Something of the source could not be read since the start: what is not here may still be meant.
     pub unread: bool,
+    /// No program hangs anywhere, as `datapath.mode: off` wants it: the tables serve nothing.
+    pub detached: bool,
 }
 
 /// A Service with its addresses and endpoints (all slices of it already merged).
@@ -108,7 +110,7 @@ pub struct Datapath {
     pub interfaces: Vec<String>,
     /// `auto`, `xdp`, `xdp-generic`, `tcx`.
     pub hook: Hook,
-    /// `Off` detaches everything; the rest is stack mode for now.
+    /// `Off` hands everything back to kube-proxy, then detaches; the rest is stack mode for now.
     pub mode: Mode,
     /// Ports of a VIP that no Service has are passed instead of dropped.
     pub unknown_ports_pass: bool,
@@ -142,7 +144,7 @@ pub enum Mode {
     Stack,
     /// Later; treated as stack and reported.
     Fast,
-    /// No programs on the uplinks.
+    /// No programs on the uplinks, once what runs through them has ended.
     Off,
 }
 

@@ -9,7 +9,7 @@ use purelb_plan::apply::Twin;
 use purelb_plan::maglev;
 use purelb_plan::observed::{Action, Family, Slots as _};
 use purelb_plan::plan::{Plan, Planner, Settings, plan, release};
-use purelb_plan::world::{Endpoint, EndpointState, Protocol, Service, ServicePort, World};
+use purelb_plan::world::{Endpoint, EndpointState, Mode, Protocol, Service, ServicePort, World};
 
 use maps::{Chance, Maps};
 use model::{Count, Kind, SETTINGS, SETTLE, VIP, empty, endpoint, tcp};
@@ -294,6 +294,8 @@ fn memory_overlooks_nothing() {
                 2 => world.datapath.unknown_ports_pass = !world.datapath.unknown_ports_pass,
                 3 => world.pod_ranges = ["10.0.0.0/16".parse().unwrap()].into(),
                 4 => planner.forget(),
+                5 => world.datapath.mode = chance.pick(&[Mode::Auto, Mode::Off]).unwrap(),
+                6 => world.detached = chance.permille(300),
                 _ => {}
             }
             let mine = planner.plan(&world, &twin.observed, &twin, &never, now);

@@ -5,11 +5,22 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use purelb_plan::problem::Problem;
-use purelb_plan::world::{Datapath, Hook as Wanted, Mode};
+use purelb_plan::world::Hook as Wanted;
 
 use super::load::Programs;
 use super::sys::{self, Hook};
 use crate::net::Uplink;
+
+/// What is asked of [`Programs::attach`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Links {
+    /// On every uplink by the hook that is set.
+    AsSet,
+    /// What hangs somewhere stays there, by the hook it has, and for this reason.
+    Stay(&'static str),
+    /// Nowhere, since `datapath.mode` is off.
+    Gone,
+}
 
 /// How an uplink is served.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,48 +43,49 @@ const INGRESS_HOOKS: [Hook; 3] = [Hook::Xdp, Hook::XdpGeneric, Hook::Ingress];
 
 impl Programs {
     /// Attaches to all uplinks, detaches from what is none any more. May be called as often as one likes.
-    /// `keep`: the settings may not have been read, so what hangs somewhere stays there, by the hook it has.
-    pub fn attach(&mut self, uplinks: &[Uplink], datapath: &Datapath, keep: bool) -> Vec<UplinkStatus> {
-        self.keep = keep;
-        let off = datapath.mode == Mode::Off;
-        self.off = off;
+    pub fn attach(&mut self, uplinks: &[Uplink], wanted: Wanted, links: Links) -> Vec<UplinkStatus> {
         self.follow_names(uplinks);
         // Egress programs elsewhere are the business of `attach_exits`, as long as the interface lives.
         self.detach_others(|name, hook, index| {
-            !off && ((keep || hook == "egress") && index != 0 || uplinks.iter().any(|u| u.name == name))
+            let stays = matches!(links, Links::Stay(_)) || hook == "egress";
+            links != Links::Gone && (stays && index != 0 || uplinks.iter().any(|u| u.name == name))
         });
         let pinned = |uplink: &Uplink| {
             let hooks =
                 [(Hook::Xdp, Wanted::Xdp), (Hook::XdpGeneric, Wanted::XdpGeneric), (Hook::Ingress, Wanted::Tcx)];
-            let there = hooks.into_iter().find(|(hook, _)| keep && self.link(&uplink.name, *hook).exists());
+            let there = hooks.into_iter().find(|(hook, _)| self.link(&uplink.name, *hook).exists());
             there.map(|(_, wanted)| wanted)
         };
-        uplinks
-            .iter()
-            .map(|uplink| match (off, pinned(uplink)) {
-                (true, _) => status(uplink, "off", "datapath.mode is Off"),
-                (false, None) => self.attach_one(uplink, datapath.hook),
-                (false, Some(hook)) => {
-                    let why = "as it was: the LBNodeAgent may not have been read".to_owned();
-                    UplinkStatus { why, ..self.attach_one(uplink, hook) }
-                }
-            })
-            .collect()
+        let one = |uplink: &Uplink| match links {
+            Links::Gone => status(uplink, "off", "datapath.mode is off"),
+            Links::AsSet => self.attach_one(uplink, wanted),
+            Links::Stay(why) => {
+                let stayed = pinned(uplink).map(|hook| self.attach_one(uplink, hook));
+                let stayed = stayed.unwrap_or_else(|| self.attach_one(uplink, wanted));
+                UplinkStatus { why: why.to_owned(), ..stayed }
+            }
+        };
+        uplinks.iter().map(one).collect()
     }
 
     /// Puts the egress program on other interfaces that replies may leave by.
-    pub fn attach_exits(&mut self, uplinks: &[Uplink], exits: &[Uplink]) -> Vec<Problem> {
-        if self.off {
+    pub fn attach_exits(&mut self, uplinks: &[Uplink], exits: &[Uplink], links: Links) -> Vec<Problem> {
+        if links == Links::Gone {
             return Vec::new();
         }
-        let keep = self.keep;
         self.detach_others(|name, hook, index| {
-            keep && index != 0
+            matches!(links, Links::Stay(_)) && index != 0
                 || uplinks.iter().any(|u| u.name == name)
                 || hook == "egress" && exits.iter().any(|u| u.name == name)
         });
         let failed = exits.iter().filter_map(|exit| self.hang(exit, Hook::Egress).err().map(|e| (exit, e)));
         failed.map(|(exit, e)| problem(exit, Hook::Egress, &e)).collect()
+    }
+
+    /// Something hangs, or did when the last agent ended.
+    #[must_use]
+    pub fn hang_somewhere(&self) -> bool {
+        std::fs::read_dir(self.root.join("links")).is_ok_and(|mut entries| entries.next().is_some())
     }
 
     /// Every link that this asks for is pinned. Without its pin a link is gone.

@@ -35,10 +35,6 @@ pub struct Programs {
     pub(super) xdp: OwnedFd,
     pub(super) ingress: OwnedFd,
     pub(super) egress: OwnedFd,
-    /// `datapath.mode: Off`.
-    pub(super) off: bool,
-    /// What hangs somewhere stays.
-    pub(super) keep: bool,
     maps: Maps,
     log: Option<EbpfLogger<&'static dyn log::Log>>,
     clock: OwnedFd,
@@ -81,18 +77,7 @@ pub fn load(root: &Path, object: &[u8]) -> Result<Programs, BpfError> {
     }
     // What the kernel side has to say is rare: without it the data path is the same.
     let log = EbpfLogger::init(&mut ebpf).inspect_err(|error| tracing::warn!(%error, "no words from the kernel side"));
-    Ok(Programs {
-        root: root.to_path_buf(),
-        xdp,
-        ingress,
-        egress,
-        off: false,
-        keep: false,
-        maps,
-        log: log.ok(),
-        ebpf,
-        clock,
-    })
+    Ok(Programs { root: root.to_path_buf(), xdp, ingress, egress, maps, log: log.ok(), ebpf, clock })
 }
 
 /// Of all maps that are pinned.

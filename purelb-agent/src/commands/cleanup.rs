@@ -3,14 +3,14 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use purelb_common::table::{Service, Slot, TICK_SHIFT};
-use purelb_plan::observed::Slots as _;
-use purelb_plan::plan::release;
+use purelb_common::table::TICK_SHIFT;
+use purelb_plan::plan::{in_use, release};
 use serde_json::json;
 
 use crate::args::{Cleanup, Output};
 use crate::bpf::{self, Maps};
-use crate::lock;
+use crate::keeper::QUIET;
+use crate::{lock, pulse};
 
 use super::{complain, say};
 
@@ -56,20 +56,15 @@ async fn hand_back(maps: &Maps, deadline: u64) -> anyhow::Result<usize> {
     for action in &release(&observed, maps, clock.tick).actions {
         maps.apply(action)?;
     }
-    let quiet = ((3 * clock.hz) >> TICK_SHIFT).max(1);
+    let quiet = pulse::ticks((u64::from(clock.hz) * 1000) >> TICK_SHIFT, QUIET.as_millis() as u64);
+    // What kept its endpoint may have said nothing since.
+    let mut next = QUIET;
     loop {
-        // A slot that still sends flows elsewhere than PASS is stamped by the program.
-        let observed = maps.observe()?;
-        let now = maps.clock()?.tick;
-        let used = |s: &Service| {
-            let fresh =
-                |slot: &Slot| slot.program_unsettled(s) && (now.wrapping_sub(slot.stamp()) & 0x00ff_ffff) <= quiet;
-            maps.block(s).iter().any(fresh)
-        };
-        let in_use = observed.services.values().filter(|s| used(s)).count();
+        tokio::time::sleep(next.min(end.saturating_duration_since(Instant::now()))).await;
+        let in_use = in_use(&maps.observe()?, maps, maps.clock()?.tick, quiet);
         if in_use == 0 || Instant::now() >= end {
             return Ok(in_use);
         }
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        next = Duration::from_millis(200);
     }
 }

@@ -13,6 +13,7 @@ use ipnet::IpNet;
 use purelb_plan::problem::Problem;
 use purelb_plan::world::World;
 
+use super::Host;
 use super::dir::Dir;
 use super::parse::{Found, Key, Kind, Object, label};
 
@@ -108,10 +109,9 @@ impl Converter {
         })
     }
 
-    /// What the host says: its own addresses, whether kube-proxy serves it, whether it carried
-    /// connections to its VIPs before.
-    pub fn host(&mut self, addresses: &BTreeSet<IpAddr>, kube_proxy: bool, live: bool) {
-        (self.world.kube_proxy, self.world.live) = (kube_proxy, live);
+    /// What the host says of itself, its own addresses beside it.
+    pub fn host(&mut self, addresses: &BTreeSet<IpAddr>, host: Host) {
+        (self.world.kube_proxy, self.world.live, self.world.detached) = (host.kube_proxy, host.live, host.detached);
         if self.host != *addresses {
             self.host.clone_from(addresses);
             self.node_addresses();

@@ -9,7 +9,7 @@ use purelb_common::table::Config;
 use purelb_plan::apply::Twin;
 use purelb_plan::observed::Action;
 use purelb_plan::plan::{Planner, Settings, plan};
-use purelb_plan::world::{Endpoint, EndpointState, Protocol, Service, ServicePort, World};
+use purelb_plan::world::{Datapath, Endpoint, EndpointState, Mode, Protocol, Service, ServicePort, World};
 
 use crate::maps::{Addr, Chance, Maps, Name};
 
@@ -31,7 +31,8 @@ pub const SETTINGS: Settings = Settings { settle: SETTLE, milliticks: 1000 };
 pub struct Kind {
     /// ClientIP affinity.
     pub affinity: bool,
-    /// kube-proxy answers where nobody else does; the tables are adopted while flows run.
+    /// kube-proxy answers where nobody else does; the tables are adopted while flows run, and now and then all is
+    /// handed back to it for a while.
     pub pass: bool,
     /// Two ports of the VIP lead to the same pods.
     pub two_ports: bool,
@@ -92,6 +93,7 @@ struct Model {
     maps: Maps,
     config: Config,
     service: Service,
+    mode: Mode,
     now: u32,
     flows: BTreeMap<Name, (Option<Addr>, u32)>,
     /// Flows of which the endpoint said nothing yet.
@@ -136,6 +138,7 @@ pub fn run(seed: u64, kind: Kind, steps: u32) -> Count {
         maps,
         config,
         service,
+        mode: Mode::Auto,
         now,
         flows: BTreeMap::new(),
         young: BTreeSet::new(),
@@ -200,6 +203,8 @@ impl Model {
             120..165 => self.remove(),
             165..170 => (0..12).for_each(|_| self.add()),
             170..175 => (0..12).for_each(|_| self.remove()),
+            175..190 if self.kind.pass => self.mode = Mode::Off,
+            190..225 => self.mode = Mode::Auto,
             _ => {}
         }
         self.agent();
@@ -218,6 +223,7 @@ impl Model {
                 services: [("default/web".to_owned(), Arc::new(self.service.clone()))].into(),
                 kube_proxy: self.kind.pass,
                 live: self.kind.pass && !self.planned,
+                datapath: Datapath { mode: self.mode, ..Datapath::default() },
                 ..World::default()
             };
             // Now and then everything is looked at, as the agent does when time has passed; a new agent knows nothing.
@@ -360,6 +366,7 @@ impl Model {
             && !self.kind.between
             && !self.kind.starved
             && !self.kind.udp
+            && self.mode == Mode::Auto
             && self.ready(owner)
             && self.now.wrapping_sub(used) < AFFINITY
         {
