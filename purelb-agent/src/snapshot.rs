@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -45,8 +45,10 @@ pub struct Snapshot {
 /// Where the snapshot of an instance lies: beside no other instance's.
 #[must_use]
 pub fn path(bpf_root: &Path) -> PathBuf {
-    let name: String = bpf_root.display().to_string().trim_matches('/').replace('/', "-");
-    Path::new("/run/purelb-agent").join(format!("{name}.json"))
+    let root = std::path::absolute(bpf_root).unwrap_or_else(|_| bpf_root.to_owned());
+    let parts = root.components().filter(|part| matches!(part, Component::Normal(_)));
+    let parts: Vec<_> = parts.map(|part| part.as_os_str().to_string_lossy().replace('%', "%25")).collect();
+    Path::new("/run/purelb-agent").join(format!("{}.json", parts.join("%2F")))
 }
 
 /// Writes it by rename.
@@ -174,6 +176,14 @@ pub fn read(bpf_root: &Path) -> Option<serde_json::Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_root_has_a_file_of_its_own() {
+        let roots = ["/sys/fs/bpf/a-b", "/sys/fs/bpf/a/b", "/sys/fs/bpf/a%2Fb", "/sys/fs/bpf/a%b"];
+        let paths: std::collections::BTreeSet<_> = roots.iter().map(|root| path(Path::new(root))).collect();
+        assert_eq!(paths.len(), roots.len(), "{paths:?}");
+        assert_eq!(path(Path::new("/sys//fs/bpf/./a-b/")), path(Path::new(roots[0])), "one root, one file");
+    }
 
     #[test]
     fn a_new_agent_is_not_ready_by_the_old_ones_word() {

@@ -65,7 +65,7 @@ fn things() -> Vec<(PathBuf, String)> {
         (PathBuf::from("/sys/fs/bpf"), ""),
         (std::env::temp_dir(), ""),
         // The agent names its status file after its bpf root.
-        (PathBuf::from("/run/purelb-agent"), "sys-fs-bpf-"),
+        (PathBuf::from("/run/purelb-agent"), "sys%2Ffs%2Fbpf%2F"),
     ];
     let mut found = Vec::new();
     for (folder, before) in places {

@@ -57,7 +57,7 @@ fn answers_from_the_pins_alone() -> Result<()> {
     let (code, text) = run(&lab, &["status"])?;
     ensure!(code == 0 && text.contains("is down") && text.contains("node1: ready"), "{code} {text}");
     let root = lab.nodes[0].agent.bpf_root().display().to_string();
-    std::fs::remove_file(format!("/run/purelb-agent/{}.json", root.trim_matches('/').replace('/', "-")))?;
+    std::fs::remove_file(format!("/run/purelb-agent/{}.json", root.trim_matches('/').replace('/', "%2F")))?;
     let (code, text) = run(&lab, &["status"])?;
     ensure!(code == 0 && text.contains("no snapshot") && text.contains("tcx"), "{code} {text}");
     let services = lab.nodes[0].agent.query(&["services"])?;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Instant;
 
 use futures::TryStreamExt as _;
 use ipnet::IpNet;
@@ -19,7 +20,8 @@ const VIP_DEVICE: &str = "kube-lb0";
 
 impl Netlink {
     /// Reads links, addresses and routes once.
-    pub async fn snapshot(&self, datapath: &Datapath) -> Result<Snapshot, NetError> {
+    pub async fn snapshot(&mut self, datapath: &Datapath) -> Result<Snapshot, NetError> {
+        let begin = Instant::now();
         let fail = |what| move |source| NetError::Dump { what, source };
         let links: Vec<LinkMessage> = self.handle.link().get().execute().try_collect().await.map_err(fail("links"))?;
         let addresses: Vec<AddressMessage> =
@@ -29,7 +31,9 @@ impl Netlink {
         let mut routes: Vec<RouteMessage> =
             self.handle.route().get(v4).execute().try_collect().await.map_err(fail("routes"))?;
         routes.extend(self.handle.route().get(v6).execute().try_collect::<Vec<_>>().await.map_err(fail("routes"))?);
-        Ok(snapshot(&links, &addresses, &routes, datapath))
+        let snapshot = snapshot(&links, &addresses, &routes, datapath);
+        self.took(begin.elapsed());
+        Ok(snapshot)
     }
 }
 

@@ -20,11 +20,13 @@ pub struct Netlink {
     tasks: [JoinHandle<()>; 2],
     /// Something changed and was not told yet.
     waits: bool,
-    told: Option<Instant>,
+    rests: Instant,
 }
 
-/// A routing daemon changes routes all the time, and a look lists all of them.
+/// A routing daemon changes routes all the time, and a look lists all of them: it rests for so long...
 const PACE: Duration = Duration::from_millis(100);
+/// ... or so many times as long as listing them took.
+const REST: u32 = 10;
 
 impl Netlink {
     /// Opens it; from now on no change is missed. Must be called inside a tokio runtime.
@@ -38,7 +40,13 @@ impl Netlink {
         ];
         let (watcher, _, news) = rtnetlink::new_multicast_connection(&groups)?;
         let (requests, handle, _) = rtnetlink::new_connection()?;
-        Ok(Self { handle, news, tasks: [tokio::spawn(watcher), tokio::spawn(requests)], waits: false, told: None })
+        Ok(Self {
+            handle,
+            news,
+            tasks: [tokio::spawn(watcher), tokio::spawn(requests)],
+            waits: false,
+            rests: Instant::now(),
+        })
     }
 
     /// Resolves when anything changed since the last call: at once, but so many times a second at most. Loses nothing
@@ -48,12 +56,15 @@ impl Netlink {
             self.news.next().await.ok_or(NetError::Closed)?;
             self.waits = true;
         }
-        if let Some(told) = self.told {
-            tokio::time::sleep_until(told + PACE).await;
-        }
+        tokio::time::sleep_until(self.rests).await;
         while self.news.try_recv().is_ok() {}
-        (self.waits, self.told) = (false, Some(Instant::now()));
+        (self.waits, self.rests) = (false, Instant::now() + PACE);
         Ok(())
+    }
+
+    /// Says how long it took to list what there is.
+    pub(super) fn took(&mut self, time: Duration) {
+        self.rests = Instant::now() + PACE.max(time * REST);
     }
 }
 
