@@ -10,6 +10,7 @@
 //! [`plan::Planner`] is the same function with a memory of what it found in order.
 #![forbid(unsafe_code)]
 
+pub mod alloc;
 pub mod apply;
 pub mod blocks;
 pub mod desired;

@@ -11,9 +11,12 @@ use purelb_plan::observed::{Action, Family, Slots as _};
 use purelb_plan::plan::{Plan, Planner, Settings, plan, release};
 use purelb_plan::world::{Endpoint, EndpointState, Mode, Protocol, Service, ServicePort, World};
 
-use maps::{Chance, Maps};
+use chance::Chance;
+use maps::Maps;
 use model::{Count, Kind, SETTINGS, SETTLE, VIP, empty, endpoint, tcp};
 
+#[path = "laws/chance.rs"]
+mod chance;
 #[path = "laws/maps.rs"]
 mod maps;
 #[path = "laws/model.rs"]

@@ -11,7 +11,8 @@ use purelb_plan::observed::Action;
 use purelb_plan::plan::{Planner, Settings, plan};
 use purelb_plan::world::{Datapath, Endpoint, EndpointState, Mode, Protocol, Service, ServicePort, World};
 
-use crate::maps::{Addr, Chance, Maps, Name};
+use crate::chance::Chance;
+use crate::maps::{Addr, Maps, Name};
 
 /// Ticks until a service settles.
 pub const SETTLE: u32 = 1000;

@@ -9,7 +9,7 @@ use purelb_plan::observed::{Family, Slots as _};
 use purelb_plan::plan::Planner;
 use purelb_plan::world::World;
 
-use crate::maps::Chance;
+use crate::chance::Chance;
 use crate::model::{SETTINGS, empty};
 use crate::{any_world, follow};
 
