@@ -86,3 +86,10 @@ fn copy_if_changed(from: &Path, to: &Path) -> Result<()> {
     fs::write(&draft, new).with_context(|| format!("write {}", draft.display()))?;
     fs::rename(&draft, to).with_context(|| format!("rename {} to {}", draft.display(), to.display()))
 }
+
+/// Writes the CustomResourceDefinitions, or with `check` fails where they differ from their types.
+pub fn generate(check: bool) -> Result<()> {
+    let mut crds = sh::cargo();
+    crds.args(["run", "--quiet", "-p", "purelb-api", "--bin", "crds", "--", "deploy/crds"]);
+    sh::run(crds.args(check.then_some("--check")))
+}

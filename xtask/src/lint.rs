@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::build::ebpf_cargo;
+use crate::build::{self, ebpf_cargo};
 use crate::report::Report;
 use crate::{setup, sh, source, tidy};
 
@@ -31,6 +31,7 @@ pub fn all() -> Result<()> {
             "warnings",
         ]))
     });
+    report.check("generated files are current", || build::generate(true));
     for (name, rule) in tidy::RULES {
         report.check(name, || tidy::check(&sh::workspace(), *rule));
     }

@@ -29,6 +29,13 @@ enum Task {
     /// Build the kernel programs into target/purelb-ebpf.o
     #[command(after_help = "Example: cargo xtask build-ebpf && bpftool btf dump file target/purelb-ebpf.o")]
     BuildEbpf,
+    /// Write what is generated: the CustomResourceDefinitions in deploy/crds
+    #[command(after_help = "Example: cargo xtask codegen && git diff deploy")]
+    Codegen {
+        /// Write nothing; fail if something differs
+        #[arg(long)]
+        check: bool,
+    },
     /// Check format, clippy and the project's own rules
     #[command(after_help = "Example: cargo xtask lint")]
     Lint,
@@ -65,6 +72,7 @@ fn main() -> Result<()> {
     match Cli::parse().command {
         Task::Setup => setup::all(),
         Task::BuildEbpf => build::describe(&build::ebpf()?),
+        Task::Codegen { check } => build::generate(check),
         Task::Lint => lint::all(),
         Task::Test { tier, filter } => test::run(tier, filter.as_deref()),
         Task::Demo { keep, args } => {

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use purelb_api::node_agent::{self as o, ClusterTraffic, UnknownPorts};
 use purelb_plan::problem::Problem;
 use purelb_plan::world::{Datapath, Mode};
 
 use super::Faults;
 use crate::source::dir::Dir;
-use crate::source::node_agent::{self as o, ClusterTraffic, UnknownPorts};
 use crate::source::parse::{Found, Key, Kind, Object};
 
 /// As PureLB chooses: those whose selector matches this node's labels, one with a selector before one
