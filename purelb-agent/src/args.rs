@@ -20,6 +20,12 @@ pub enum Command {
     /// Serve this node: attach the programs and keep the tables in step with the source.
     #[command(after_help = "Example: purelb-agent node --source dir:./manifests --node-name node1")]
     Node(Node),
+    /// Give the Services of a folder their addresses; several may run, one of them works.
+    #[command(after_help = "Example: purelb-agent allocator --source dir:./manifests")]
+    Allocator(Allocator),
+    /// Both in one process: addresses for the Services of a folder, and this node's tables.
+    #[command(after_help = "Example: purelb-agent standalone --source dir:./manifests --node-name node1")]
+    Standalone(Standalone),
     /// Uplinks, hooks and why, problems.
     #[command(after_help = "Example: purelb-agent status -o json\n\nExit code: 0 ready, 1 not ready.")]
     Status(Query),
@@ -82,6 +88,48 @@ pub struct Node {
     /// Form of the log lines.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
+}
+
+/// `allocator`
+#[derive(Debug, ClapArgs)]
+pub struct Allocator {
+    /// Where the objects come from: dir:PATH, a folder of manifests.
+    #[arg(long)]
+    pub source: String,
+    /// Folder for what is given [default: PATH/state].
+    #[arg(long)]
+    pub state: Option<PathBuf>,
+    #[command(flatten)]
+    /// Whose addresses, and how.
+    pub allocation: Allocation,
+    /// Form of the log lines.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+}
+
+/// Whose addresses, and how.
+#[derive(Clone, Debug, ClapArgs)]
+pub struct Allocation {
+    /// Services of this loadBalancerClass are served.
+    #[arg(long, default_value = "purelb.io/purelbv2", value_name = "CLASS")]
+    pub load_balancer_class: String,
+    /// PureLB: Services without a class are served too; anything else: not.
+    #[arg(long, default_value = "PureLB", env = "DEFAULT_ANNOUNCER", value_name = "NAME")]
+    pub default_announcer: String,
+    /// An address that was freed is only given again after so long, unless there is no other.
+    #[arg(long, default_value = "1m", value_parser = duration)]
+    pub cool_down: u64,
+}
+
+/// `standalone`
+#[derive(Debug, ClapArgs)]
+pub struct Standalone {
+    #[command(flatten)]
+    /// The node's part.
+    pub node: Node,
+    #[command(flatten)]
+    /// The allocator's part.
+    pub allocation: Allocation,
 }
 
 /// Yes, no, or found out.

@@ -1,6 +1,7 @@
 //! The node agent: a source fills a [`purelb_plan::world::World`], the plan says what to write, the
 //! shells write it.
 
+pub mod allocator;
 pub mod args;
 pub mod bpf;
 pub mod commands;

@@ -1,20 +1,16 @@
 //! The composition root: builds the parts, runs the loop, turns errors into exit codes.
 
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use notify::{RecursiveMode, Watcher as _};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
 
-use crate::args::{Args, Command, LogFormat, Node};
+use crate::args::{Allocation, Allocator, Args, Command, LogFormat, Node, Standalone};
+use crate::source::watch::Watch;
 use crate::source::{Folder, Look};
-use crate::{bpf, commands, host, keeper, lock, snapshot};
+use crate::{allocator, bpf, commands, host, keeper, lock, snapshot};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/purelb-ebpf.o"));
 
@@ -38,7 +34,28 @@ pub fn main(args: Args) -> ExitCode {
 
 async fn run(command: Command) -> anyhow::Result<u8> {
     match command {
-        Command::Node(args) => node(args).await.map(|()| 0),
+        Command::Node(args) => {
+            log(args.log_format);
+            node(args).await.map(|()| 0)
+        }
+        Command::Allocator(Allocator { source, state, allocation, log_format }) => {
+            log(log_format);
+            let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+            tokio::select! {
+                _ = term.recv() => Ok(0),
+                _ = int.recv() => Ok(0),
+                ended = allocate(&source, state, &allocation) => ended.map(|()| 0),
+            }
+        }
+        Command::Standalone(Standalone { node: args, allocation }) => {
+            log(args.log_format);
+            let (source, state) = (args.source.clone(), args.state.clone());
+            let allocating = tokio::spawn(async move { allocate(&source, state, &allocation).await });
+            tokio::select! {
+                ended = node(args) => ended.map(|()| 0),
+                ended = allocating => ended?.map(|()| 0),
+            }
+        }
         Command::Status(q) => Ok(commands::status::run(&q)),
         Command::Services(q) => Ok(commands::services::run(&q)),
         Command::Explain(q) => Ok(commands::explain::run(&q)),
@@ -47,20 +64,34 @@ async fn run(command: Command) -> anyhow::Result<u8> {
     }
 }
 
-async fn node(args: Node) -> anyhow::Result<()> {
+fn log(format: LogFormat) {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match args.log_format {
+    match format {
         LogFormat::Text => log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
         LogFormat::Json => log.json().init(),
     }
-    let Some(folder) = args.source.strip_prefix("dir:").map(PathBuf::from) else {
-        bail!("--source {}: only dir:PATH is known; name a folder of manifests", args.source);
+}
+
+/// The folder of `--source`, and that of the state.
+fn folders(source: &str, state: Option<PathBuf>) -> anyhow::Result<(PathBuf, PathBuf)> {
+    let Some(folder) = source.strip_prefix("dir:").map(PathBuf::from) else {
+        bail!("--source {source}: only dir:PATH is known; name a folder of manifests");
     };
+    let state = state.unwrap_or_else(|| folder.join("state"));
+    Ok((folder, state))
+}
+
+async fn allocate(source: &str, state: Option<PathBuf>, allocation: &Allocation) -> anyhow::Result<()> {
+    let (folder, state) = folders(source, state)?;
+    allocator::run(folder, state, allocation).await.context("allocate")
+}
+
+async fn node(args: Node) -> anyhow::Result<()> {
+    let (folder, state) = folders(&args.source, args.state.clone())?;
     if OBJECT.is_empty() {
         bail!("built without the eBPF object: run `cargo xtask build-ebpf`, then build the agent again");
     }
-    let state = args.state.clone().unwrap_or_else(|| folder.join("state"));
     host::preflight(&args.instance.bpf_root)?;
     let mut lock = lock::take(&args.instance.bpf_root)?;
     if let Err(error) = snapshot::begin(&args.instance.bpf_root) {
@@ -76,9 +107,7 @@ async fn node(args: Node) -> anyhow::Result<()> {
         }
     });
     let programs = bpf::load(&root, OBJECT).context("load the data path")?;
-    let (news, mut notices) = mpsc::channel(NOTICES);
-    let lost = Arc::new(AtomicBool::new(false));
-    let mut watch = Watch::new(&folder, news, Arc::clone(&lost));
+    let mut watch = Watch::new(&folder, &state);
     let mut keeper = keeper::Keeper::new(args, reading.await?, programs)?;
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut beat = tokio::time::interval(Duration::from_secs(1));
@@ -104,17 +133,8 @@ async fn node(args: Node) -> anyhow::Result<()> {
                 move || bpf::sweep(&root)
             })),
             changed = keeper.network_changed() => { changed?; keeper.look(&Look::default()).await?; }
-            Some(notice) = notices.recv() => {
-                let mut look = Look::default();
-                look.notice(notice);
-                // A burst of file events is one look.
-                tokio::time::sleep(BURST).await;
-                while let Ok(notice) = notices.try_recv() {
-                    look.notice(notice);
-                }
-                if lost.swap(false, Ordering::Relaxed) {
-                    look = Look::All;
-                }
+            Some(notice) = watch.notice() => {
+                let look = watch.burst(notice).await;
                 if !look.is_empty() {
                     keeper.look(&look).await?;
                 }
@@ -124,58 +144,4 @@ async fn node(args: Node) -> anyhow::Result<()> {
     keeper.end().await;
     tracing::info!("stopped; the data path goes on");
     Ok(())
-}
-
-type Notice = notify::Result<notify::Event>;
-
-/// How many file events wait at most; when more come everything is looked at.
-const NOTICES: usize = 4096;
-/// Events of one change come together.
-const BURST: Duration = Duration::from_millis(3);
-
-/// Inotify on the folder; without it the poll alone notices changes.
-struct Watch {
-    folder: PathBuf,
-    news: mpsc::Sender<Notice>,
-    lost: Arc<AtomicBool>,
-    watcher: Option<notify::RecommendedWatcher>,
-    /// Which folder it was that is watched: device, inode, and when it was made, since inodes are used again.
-    seen: Option<(u64, u64, Option<SystemTime>)>,
-}
-
-impl Watch {
-    fn new(folder: &Path, news: mpsc::Sender<Notice>, lost: Arc<AtomicBool>) -> Self {
-        let mut watch = Self { folder: folder.to_owned(), news, lost, watcher: None, seen: None };
-        watch.follow();
-        watch
-    }
-
-    /// Inotify watches a folder, not its path: one that was made later, replaced or linked to elsewhere is another.
-    /// Whether it is another one now.
-    fn follow(&mut self) -> bool {
-        let now = std::fs::metadata(&self.folder).ok().map(|meta| (meta.dev(), meta.ino(), meta.created().ok()));
-        let other = now != self.seen;
-        if other {
-            self.seen = now;
-            self.watcher = now.and_then(|_| self.start());
-        }
-        other
-    }
-
-    fn start(&self) -> Option<notify::RecommendedWatcher> {
-        let (news, lost) = (self.news.clone(), Arc::clone(&self.lost));
-        let notice = move |event: Notice| {
-            if let Err(mpsc::error::TrySendError::Full(_)) = news.try_send(event) {
-                lost.store(true, Ordering::Relaxed);
-            }
-        };
-        let mut watcher = notify::recommended_watcher(notice).ok()?;
-        match watcher.watch(&self.folder, RecursiveMode::Recursive) {
-            Ok(()) => Some(watcher),
-            Err(error) => {
-                tracing::warn!(%error, "no notices of file changes: the folder is polled");
-                None
-            }
-        }
-    }
 }

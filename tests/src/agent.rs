@@ -17,6 +17,7 @@ use crate::sys;
 #[derive(Debug)]
 pub struct Agent {
     netns: Netns,
+    role: &'static str,
     node: String,
     source: PathBuf,
     bpf_root: PathBuf,
@@ -46,6 +47,7 @@ impl Agent {
     pub fn new(netns: &Netns, node: &str, source: &Path, bpf_root: PathBuf, folder: &Path) -> Self {
         Self {
             netns: netns.clone(),
+            role: "node",
             node: node.to_owned(),
             source: source.to_owned(),
             bpf_root,
@@ -54,6 +56,12 @@ impl Agent {
             more: Vec::new(),
             child: None,
         }
+    }
+
+    /// It gives addresses too, and shares the state with others.
+    pub fn allocate(&mut self, state: &Path) {
+        self.role = "standalone";
+        self.state = state.to_owned();
     }
 
     /// Further arguments from the next start on.
@@ -67,7 +75,7 @@ impl Agent {
         let child = self
             .netns
             .command(binary()?)
-            .arg("node")
+            .arg(self.role)
             .arg("--source")
             .arg(format!("dir:{}", self.source.display()))
             .args(["--node-name", &self.node])

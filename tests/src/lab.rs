@@ -46,6 +46,8 @@ pub struct Options {
     pub nft: bool,
     /// Leaves transmit checksum offload on, so packets on the links carry partial checksums.
     pub offload: bool,
+    /// The agents are `standalone`: they give addresses too, from a ServiceGroup that begins with the first VIPs.
+    pub standalone: bool,
     /// Further arguments of the agents.
     pub agent_args: Vec<&'static str>,
     /// Prints the agents' logs when the lab goes: the test harness shows them only if the test failed.
@@ -65,6 +67,7 @@ impl Options {
             hook: hook.to_owned(),
             nft: false,
             offload: !hook.starts_with("xdp"),
+            standalone: false,
             agent_args: Vec::new(),
             logs: true,
         }
@@ -201,6 +204,10 @@ impl Lab {
     pub fn write_base(&self) -> Result<()> {
         let nodes: Vec<_> = self.nodes.iter().map(|node| manifests::node(&node.name, &node.addresses)).collect();
         self.write_objects("nodes.yaml", &nodes)?;
+        if self.options.standalone {
+            let group = manifests::service_group("203.0.113.1-203.0.113.9", "2001:db8:ffff::1-2001:db8:ffff::9");
+            self.write_objects("group.yaml", &[group])?;
+        }
         let interfaces: Vec<_> = self.options.interfaces.iter().map(String::as_str).collect();
         self.set_datapath(&interfaces, &self.options.hook)
     }
@@ -220,7 +227,11 @@ impl Lab {
 
     /// Writes a Service with its slices in one file and waits until every agent has its endpoints.
     pub fn apply(&self, service: &Service) -> Result<String> {
-        let mut objects = vec![service.service()];
+        let mut object = service.service();
+        if let (true, Some(fields)) = (self.options.standalone, object.as_object_mut()) {
+            fields.remove("status");
+        }
+        let mut objects = vec![object];
         objects.extend(service.slices());
         let text = self.write_objects(&format!("{}.yaml", service.name), &objects)?;
         self.wait_programmed(service)?;

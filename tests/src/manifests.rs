@@ -75,7 +75,7 @@ impl Service {
         families.dedup();
         let mut spec = json!({
             "type": "LoadBalancer",
-            "loadBalancerClass": "purelb.io/purelb",
+            "loadBalancerClass": "purelb.io/purelbv2",
             "externalTrafficPolicy": if self.local { "Local" } else { "Cluster" },
             "ipFamilyPolicy": if families.len() > 1 { "RequireDualStack" } else { "SingleStack" },
             "ipFamilies": families,
@@ -161,5 +161,17 @@ pub fn node_agent(interfaces: &[&str], hook: &str) -> Value {
         "kind": "LBNodeAgent",
         "metadata": {"name": "default", "namespace": "purelb-system"},
         "spec": {"datapath": {"interfaces": interfaces, "hook": hook}},
+    })
+}
+
+/// A local ServiceGroup named `default` with ranges of both families.
+#[must_use]
+pub fn service_group(v4: &str, v6: &str) -> Value {
+    let pool = |pool: &str, subnet: &str| json!([{"pool": pool, "subnet": subnet}]);
+    json!({
+        "apiVersion": "purelb.io/v2",
+        "kind": "ServiceGroup",
+        "metadata": {"name": "default", "namespace": "purelb-system"},
+        "spec": {"local": {"v4pools": pool(v4, "203.0.113.0/24"), "v6pools": pool(v6, "2001:db8:ffff::/64")}},
     })
 }

@@ -16,6 +16,7 @@ use purelb_plan::world::World;
 use super::Host;
 use super::dir::Dir;
 use super::parse::{Found, Key, Kind, Object, label};
+use super::state::State;
 
 /// Collects the problems of one object.
 struct Faults<'a> {
@@ -128,13 +129,13 @@ impl Converter {
     }
 
     /// Converts what changed; the names of the Services of the world that came, went or differ.
-    pub fn update(&mut self, dir: &Dir, changed: &BTreeSet<Key>) -> BTreeSet<String> {
+    pub fn update(&mut self, dir: &Dir, state: &State, changed: &BTreeSet<Key>) -> BTreeSet<String> {
         let mut touched = BTreeSet::new();
         for key in changed {
             match key.0 {
                 Kind::Service => drop(touched.insert(key.1.clone())),
                 Kind::Slice => touched.extend(self.owner(dir, key)),
-                Kind::Node | Kind::NodeAgent => {}
+                Kind::Node | Kind::NodeAgent | Kind::ServiceGroup => {}
             }
         }
         let any = |kind| changed.iter().any(|key| key.0 == kind);
@@ -144,7 +145,7 @@ impl Converter {
         if any(Kind::Node) || any(Kind::NodeAgent) {
             (self.world.datapath, self.of_agents) = agent::choose(dir, &self.world.node);
         }
-        touched.retain(|name| self.service(dir, name));
+        touched.retain(|name| self.service(dir, state, name));
         if any(Kind::Service) {
             self.contested = self.contest();
         }
@@ -180,7 +181,7 @@ impl Converter {
     }
 
     /// Converts a Service with its slices; whether the world is another one now.
-    fn service(&mut self, dir: &Dir, name: &str) -> bool {
+    fn service(&mut self, dir: &Dir, state: &State, name: &str) -> bool {
         let key = (Kind::Service, name.to_owned());
         self.foreign.remove(name);
         self.problems.remove(&key);
@@ -191,7 +192,7 @@ impl Converter {
         {
             if service::is_ours(object) {
                 let mut faults = Faults::new(&key, found);
-                service = Some(service::convert(object, &mut faults));
+                service = Some(service::convert(object, state.service(name).map(|s| &**s), &mut faults));
                 publish = object.spec.publish_not_ready_addresses;
                 problems.append(&mut faults.problems);
             } else if service::is_balanced(object) {

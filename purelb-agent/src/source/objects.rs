@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use purelb_api::service_group::ServiceGroupSpec;
 use serde::{Deserialize, Deserializer};
 
 /// `metadata`
@@ -12,6 +13,10 @@ pub struct Meta {
     pub name: String,
     /// Namespace; empty counts as `default`.
     pub namespace: String,
+    /// Which of the objects that ever had the name.
+    pub uid: String,
+    /// RFC 3339.
+    pub creation_timestamp: String,
     /// Labels.
     pub labels: BTreeMap<String, String>,
     /// Those of PureLB; others may be long and nothing here reads them.
@@ -45,6 +50,14 @@ pub struct ServiceSpec {
     pub r#type: String,
     /// Unset or ours.
     pub load_balancer_class: Option<String>,
+    /// `None` where it is headless.
+    #[serde(rename = "clusterIP")]
+    pub cluster_ip: Option<String>,
+    /// IPv4, IPv6.
+    pub ip_families: Vec<String>,
+    /// Addresses that are asked for, the old way.
+    #[serde(rename = "loadBalancerIP")]
+    pub load_balancer_ip: Option<String>,
     /// `Local` or `Cluster`.
     pub external_traffic_policy: Option<String>,
     /// `None` or `ClientIP`.
@@ -113,6 +126,8 @@ pub struct LoadBalancer {
 pub struct Ingress {
     /// Address.
     pub ip: Option<String>,
+    /// Name, of other load balancers.
+    pub hostname: Option<String>,
 }
 
 /// discovery.k8s.io/v1 EndpointSlice
@@ -166,6 +181,16 @@ pub struct SlicePort {
     pub port: Option<u16>,
     /// TCP when absent.
     pub protocol: Option<String>,
+}
+
+/// purelb.io/v2 ServiceGroup
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+pub struct ServiceGroup {
+    /// metadata
+    #[serde(default)]
+    pub metadata: Meta,
+    /// spec
+    pub spec: ServiceGroupSpec,
 }
 
 /// v1 Node

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_yaml_ng::Value;
 
 use super::node_agent::NodeAgent;
-use super::objects::{EndpointSlice, Node, Service};
+use super::objects::{EndpointSlice, Node, Service, ServiceGroup};
 
 /// The kinds that count here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,6 +22,8 @@ pub enum Kind {
     Node,
     /// purelb.io/v2
     NodeAgent,
+    /// purelb.io/v2
+    ServiceGroup,
 }
 
 impl Kind {
@@ -33,6 +35,7 @@ impl Kind {
             Self::Slice => "EndpointSlice",
             Self::Node => "Node",
             Self::NodeAgent => "LBNodeAgent",
+            Self::ServiceGroup => "ServiceGroup",
         }
     }
 }
@@ -57,6 +60,8 @@ pub enum Object {
     Node(Box<Node>),
     /// An LBNodeAgent.
     NodeAgent(Box<NodeAgent>),
+    /// A ServiceGroup.
+    ServiceGroup(Box<ServiceGroup>),
 }
 
 /// An object and where it stands.
@@ -179,6 +184,7 @@ impl Parsed {
             Kind::Slice => typed(value).map(Object::Slice),
             Kind::Node => typed(value).map(Object::Node),
             Kind::NodeAgent => typed(value).map(Object::NodeAgent),
+            Kind::ServiceGroup => typed(value).map(Object::ServiceGroup),
         };
         let label = label(&key);
         let bad = |field: &str, message: String, remedy: &str| Problem {
@@ -209,6 +215,7 @@ fn known(kind: &str, version: &str) -> Option<Kind> {
         ("discovery.k8s.io/v1", "EndpointSlice") => Some(Kind::Slice),
         ("v1", "Node") => Some(Kind::Node),
         ("purelb.io/v2" | "purelb.io/v1", "LBNodeAgent") => Some(Kind::NodeAgent),
+        ("purelb.io/v2", "ServiceGroup") => Some(Kind::ServiceGroup),
         _ => None,
     }
 }
@@ -217,7 +224,7 @@ fn known(kind: &str, version: &str) -> Option<Kind> {
 fn other_version(kind: &str, version: &str) -> Option<&'static str> {
     match (kind, version.split_once('/')?.0) {
         ("EndpointSlice", "discovery.k8s.io") => Some("discovery.k8s.io/v1"),
-        ("LBNodeAgent", "purelb.io") => Some("purelb.io/v2"),
+        ("LBNodeAgent" | "ServiceGroup", "purelb.io") => Some("purelb.io/v2"),
         _ => None,
     }
 }

@@ -63,6 +63,9 @@ impl Lab {
         let bpf_root = Path::new("/sys/fs/bpf").join(format!("{}-{name}", self.prefix));
         let mut agent = Agent::new(&netns, &name, &self.manifests(), bpf_root, self.folder.path());
         agent.add_args(&self.options.agent_args);
+        if self.options.standalone {
+            agent.allocate(&self.folder.path().join("state"));
+        }
         let addresses = vec![format!("{hop4}2").parse()?, format!("{hop6}2").parse()?];
         Ok(Node { name, agent, netns, addresses, pods })
     }

@@ -4,6 +4,9 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
+/// Reason of [`Refusal::Foreign`].
+pub const FOREIGN: &str = "ForeignAddress";
+
 /// Why a Service gets no address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
@@ -77,7 +80,7 @@ impl Refusal {
             Self::MultiPoolRefused(_) => "MultiPoolRefused",
             Self::MultiPoolMismatch => "MultiPoolMismatch",
             Self::External(_) => "ExternalGroup",
-            Self::Foreign(_) => "ForeignAddress",
+            Self::Foreign(_) => FOREIGN,
         }
     }
 

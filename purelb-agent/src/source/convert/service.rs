@@ -8,6 +8,7 @@ use purelb_plan::world::{Protocol, Service, ServicePort};
 
 use super::Faults;
 use crate::source::objects as o;
+use crate::source::state::ServiceState;
 
 /// Services of these classes are ours. The second was that of PureLB's first version, and its documents still name it.
 const CLASSES: [&str; 2] = ["purelb.io/purelbv2", "purelb.io/purelb"];
@@ -46,11 +47,14 @@ pub(super) fn unfit(addr: IpAddr) -> Option<&'static str> {
 }
 
 /// Converts it; endpoints are added from its slices.
-pub(super) fn convert(s: &o::Service, faults: &mut Faults<'_>) -> Service {
+pub(super) fn convert(s: &o::Service, state: Option<&ServiceState>, faults: &mut Faults<'_>) -> Service {
     let annotated = s.metadata.annotations.get("purelb.io/prefer-local").is_some_and(|v| v == "true");
     Service {
         origin: faults.origin.to_owned(),
-        vips: vips(s, faults),
+        vips: match state.and_then(ServiceState::given).filter(|given| !given.is_empty()) {
+            Some(given) => given.iter().copied().collect(),
+            None => vips(s, state, faults),
+        },
         ports: ports(s, faults),
         local_policy: local_policy(s, faults),
         // Values that nobody knows yet are hints that we do not follow, no faults.
@@ -61,13 +65,21 @@ pub(super) fn convert(s: &o::Service, faults: &mut Faults<'_>) -> Service {
     }
 }
 
-fn vips(s: &o::Service, faults: &mut Faults<'_>) -> BTreeSet<IpAddr> {
+fn vips(s: &o::Service, state: Option<&ServiceState>, faults: &mut Faults<'_>) -> BTreeSet<IpAddr> {
     let field = "status.loadBalancer.ingress";
     let mut vips = BTreeSet::new();
     let mut given = s.status.load_balancer.ingress.iter().filter_map(|i| i.ip.as_deref()).peekable();
     if given.peek().is_none() {
-        let message = "has no address yet, and this source does not allocate any".to_owned();
-        faults.add(field, message, "write its addresses there, as ip: entries");
+        match state.and_then(|state| state.condition.as_ref()) {
+            Some(refused) => {
+                let message = format!("has no address: {} ({})", refused.message, refused.reason);
+                faults.add(field, message, "see there; it is tried again with every change");
+            }
+            None => {
+                let remedy = "write its addresses there as ip: entries, or run purelb-agent allocator or standalone";
+                faults.add(field, "has no address yet".to_owned(), remedy);
+            }
+        }
     }
     for ip in given {
         match ip.parse::<IpAddr>().map(|addr| (addr, unfit(addr))) {
