@@ -200,6 +200,12 @@ impl Lab {
         Ok(text)
     }
 
+    /// Where agents that are `standalone` write what they give.
+    #[must_use]
+    pub fn state(&self) -> PathBuf {
+        self.folder.path().join("state")
+    }
+
     /// Writes the Nodes and the LBNodeAgent.
     pub fn write_base(&self) -> Result<()> {
         let nodes: Vec<_> = self.nodes.iter().map(|node| manifests::node(&node.name, &node.addresses)).collect();

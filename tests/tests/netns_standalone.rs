@@ -10,7 +10,7 @@ use purelb_tests::{clients, each_hook, manifests, sys};
 use serde_json::Value;
 
 fn state(lab: &Lab, service: &str) -> Result<Value> {
-    let path = lab.manifests().with_file_name("state").join("services").join(format!("default_{service}.json"));
+    let path = lab.state().join("services").join(format!("default_{service}.json"));
     Ok(serde_json::from_slice(&std::fs::read(path)?)?)
 }
 

@@ -97,22 +97,35 @@ fn main() -> ExitCode {
 fn demo(args: &Args, screen: &mut Screen) -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "the demo makes network namespaces: run it as root (sudo)");
     println!(
-        "client 198.18.0.2 - router - node1 (XDP on eth0) - pods 198.19.1.10 to .12; VIPs {} and {}",
+        "client 198.18.0.2 - router - node1 (XDP on eth0) - pods 198.19.1.10 to .12; the pools begin with {} and {}",
         VIPS[0], VIPS[1]
     );
     let mut options = Options::new(&args.hook).nft(true);
     options.offload = args.hook == "auto";
     options.logs = false;
+    options.standalone = true;
     let mut lab = Lab::start(options)?;
     let mut web = lab.web()?;
     let third = web.endpoints.pop().context("three pods")?;
     let targets = lab.targets(80)?;
     let root = lab.nodes[0].agent.bpf_root().display().to_string();
 
-    screen.step("Ordinary Kubernetes objects go into a folder, by rename", |screen| {
+    screen.step("Ordinary Kubernetes objects go into a folder, and the Service gets addresses", |screen| {
+        let group = lab.manifests().join("group.yaml");
+        screen.command(&format!("cat {}", group.display()));
+        screen.shown(&std::fs::read_to_string(&group)?, 20);
         let text = lab.apply(&web)?;
         screen.command(&format!("cat {}/web.yaml", lab.manifests().display()));
         screen.shown(&text, 45);
+        let given = lab.state().join("services/default_web.json");
+        screen.say("the Service names no address: the agent took one of each family from the ServiceGroup");
+        screen.command(&format!("cat {}", given.display()));
+        screen.shown(&std::fs::read_to_string(&given)?, 20);
+        // It is written once a second.
+        sys::wait_for("status to name the Service", Duration::from_secs(5), || {
+            let status = lab.nodes[0].agent.query(&["status"])?;
+            Ok(status.get("services").and_then(Value::as_u64).is_some_and(|services| services > 0))
+        })?;
         screen.command(&format!("purelb-agent status --bpf-root {root}"));
         screen.shown(&lab.nodes[0].agent.command(&["status"], false)?, 20);
         let problems = lab.nodes[0].agent.query(&["status"])?;

@@ -64,7 +64,7 @@ impl Lab {
         let mut agent = Agent::new(&netns, &name, &self.manifests(), bpf_root, self.folder.path());
         agent.add_args(&self.options.agent_args);
         if self.options.standalone {
-            agent.allocate(&self.folder.path().join("state"));
+            agent.allocate(&self.state());
         }
         let addresses = vec![format!("{hop4}2").parse()?, format!("{hop6}2").parse()?];
         Ok(Node { name, agent, netns, addresses, pods })
