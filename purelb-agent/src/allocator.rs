@@ -3,21 +3,17 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use purelb_plan::alloc::allocator::{Allocator, Estate, Settings};
-use purelb_plan::alloc::catalog::Catalog;
-use purelb_plan::alloc::claim::{Claim, Decision, Event};
-use purelb_plan::problem::Problem;
+use purelb_plan::alloc::allocator::{Allocator, Settings};
+use purelb_plan::alloc::claim::{Decision, Event};
 
 use crate::args;
 use crate::lock::{self, LockError};
-use crate::source::dir::Dir;
-use crate::source::parse::{Key, Kind, Object};
-use crate::source::state::{Said, ServiceState, State};
+use crate::source::Look;
+use crate::source::estate::FolderEstate;
+use crate::source::state::{Said, ServiceState};
 use crate::source::watch::Watch;
-use crate::source::{Look, claim};
 
 /// Everything is looked at this often even if nothing says that it changed, and a lock that others have is tried again.
 const POLL: Duration = Duration::from_secs(5);
@@ -67,13 +63,8 @@ pub async fn run(folder: PathBuf, state: PathBuf, settings: &args::Allocation) -
 
 /// What lies on the allocator's desk.
 struct Desk {
-    dir: Dir,
-    state: State,
+    folder: FolderEstate,
     allocator: Allocator,
-    groups: BTreeMap<(String, String), Arc<purelb_plan::alloc::group::Spec>>,
-    estate: Estate,
-    /// What Services ask for and nobody can read.
-    faults: BTreeMap<String, Vec<Problem>>,
     started: Instant,
 }
 
@@ -84,97 +75,45 @@ impl Desk {
             default_announcer: settings.default_announcer == "PureLB",
             cool_down: settings.cool_down,
         };
-        Self {
-            dir: Dir::new(folder, state),
-            state: State::new(state),
-            allocator: Allocator::new(settings, BTreeMap::new()),
-            groups: BTreeMap::new(),
-            estate: Estate::default(),
-            faults: BTreeMap::new(),
-            started: Instant::now(),
-        }
+        let allocator = Allocator::new(settings, BTreeMap::new());
+        Self { folder: FolderEstate::new(folder, state), allocator, started: Instant::now() }
     }
 
     fn look(&mut self, look: &Look) {
-        let mut changed = self.dir.scan(look);
-        changed.extend(self.state.scan(look).into_iter().map(|name| (Kind::Service, name)));
-        if self.dir.is_empty() {
+        if !self.folder.look(look) {
             return;
-        }
-        if changed.iter().any(|key| key.0 == Kind::ServiceGroup) {
-            self.read_groups();
-        }
-        for (_, name) in changed.iter().filter(|key| key.0 == Kind::Service) {
-            self.read_service(name);
         }
         self.forget();
         // What it writes is looked at again, until nothing is left; a file that cannot be written waits for the poll.
         for _ in 0..4 {
             let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-            let due: Vec<_> =
-                self.allocator.look(&self.estate, now).iter().map(|(n, d)| (n.clone(), d.clone())).collect();
-            let written = due.into_iter().filter(|(name, decision)| self.write(name, decision)).count();
-            if written == 0 {
+            let due = self.allocator.look(&self.folder.estate, now).clone();
+            if due.iter().filter(|(name, decision)| self.write(name, decision)).count() == 0 {
                 break;
             }
         }
-        let problems = self.estate.catalog.problems.iter().chain(self.faults.values().flatten()).cloned().collect();
-        if let Err(error) = self.state.say(Said { problems }) {
+        if let Err(error) = self.folder.state.say(Said { problems: self.folder.problems() }) {
             tracing::error!(%error, "cannot write allocator.json");
         }
     }
 
-    fn read_groups(&mut self) {
-        self.groups.clear();
-        for (key, found) in self.dir.all(Kind::ServiceGroup) {
-            if let (Object::ServiceGroup(group), Some((namespace, name))) = (&found.object, key.1.split_once('/')) {
-                let spec = Arc::new(claim::spec(&found.origin, &group.spec));
-                self.groups.insert((namespace.to_owned(), name.to_owned()), spec);
-            }
-        }
-        self.estate.catalog = Arc::new(Catalog::new(&self.groups, None));
-    }
-
-    fn read_service(&mut self, name: &str) {
-        let key: Key = (Kind::Service, name.to_owned());
-        self.faults.remove(name);
-        let found = self.dir.get(&key);
-        let Some((found, Object::Service(service))) = found.map(|found| (found, &found.object)) else {
-            self.estate.services.remove(name);
-            return;
-        };
-        let (claim, faults) = claim::claim(&key, &found.origin, service, self.state.service(name).map(|s| &**s));
-        if !faults.is_empty() {
-            self.faults.insert(name.to_owned(), faults);
-        }
-        if self.estate.services.get(name).is_none_or(|old| **old != claim) {
-            self.estate.services.insert(name.to_owned(), Arc::new(claim));
-        }
-    }
-
-    /// What was given to Services that are gone is free. As long as something could not be read they may still be meant.
+    /// What was given to Services that are gone is free.
     fn forget(&mut self) {
-        let gone = |state: &&Arc<ServiceState>| self.dir.get(&(Kind::Service, state.service.clone())).is_none();
-        let gone: Vec<_> = self.state.services().filter(gone).cloned().collect();
-        for state in gone {
-            if self.dir.is_unread() {
-                let claim =
-                    Claim { unready: true, load_balancer: true, ingress: state.ingress.clone(), ..Claim::default() };
-                self.estate.services.entry(state.service.clone()).or_insert_with(|| Arc::new(claim));
-                continue;
+        for name in self.folder.gone() {
+            if !self.folder.dir.is_unread() {
+                match self.folder.state.remove(&name) {
+                    Ok(()) => tracing::info!(service = name, "released"),
+                    Err(error) => tracing::error!(service = name, %error, "cannot remove its state"),
+                }
             }
-            self.estate.services.remove(&state.service);
-            match self.state.remove(&state.service) {
-                Ok(()) => tracing::info!(service = state.service, ingress = ?state.ingress, "released"),
-                Err(error) => tracing::error!(service = state.service, %error, "cannot remove its state"),
-            }
+            self.folder.read_service(&name);
         }
     }
 
     /// Whether it is written.
     fn write(&mut self, name: &str, decision: &Decision) -> bool {
-        let Some(claim) = self.estate.services.get(name) else { return false };
-        let old = self.state.service(name).filter(|state| state.uid == claim.uid);
+        let Some(claim) = self.folder.estate.services.get(name) else { return false };
+        let old = self.folder.state.service(name).filter(|state| state.uid == claim.uid);
         let mut annotations = old.map(|state| state.annotations.clone()).unwrap_or_default();
         annotations.extend(decision.annotations.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
         let state = ServiceState {
@@ -184,14 +123,14 @@ impl Desk {
             ingress: decision.ingress.clone(),
             condition: decision.condition.clone().map(Into::into),
         };
-        if let Err(error) = self.state.write(state) {
+        if let Err(error) = self.folder.state.write(state) {
             tracing::error!(service = name, %error, "cannot write its state");
             return false;
         }
         for event in &decision.events {
             tell(name, event);
         }
-        self.read_service(name);
+        self.folder.read_service(name);
         true
     }
 }
@@ -210,6 +149,7 @@ mod tests {
     use std::fs;
 
     use super::*;
+    use crate::source::state::State;
 
     struct Case {
         temp: tempfile::TempDir,
@@ -249,7 +189,7 @@ mod tests {
         }
 
         fn said(&self, name: &str) -> String {
-            let Some(state) = self.desk.state.service(&format!("default/{name}")) else { return String::new() };
+            let Some(state) = self.desk.folder.state.service(&format!("default/{name}")) else { return String::new() };
             let refused = state.condition.as_ref().filter(|c| !c.status).map(|c| c.reason.clone());
             let ips: Vec<_> = state.ingress.iter().map(ToString::to_string).collect();
             refused.unwrap_or_else(|| ips.join(" "))

@@ -32,6 +32,13 @@ pub enum Command {
     /// VIPs and ports with their endpoints, states and shares.
     #[command(after_help = "Example: purelb-agent services")]
     Services(Query),
+    /// Ranges of the ServiceGroups of a folder, and what is in use of them.
+    #[command(after_help = "Example: purelb-agent pools --source dir:./manifests")]
+    Pools(Manifests),
+    /// What is wrong or doubtful about the ServiceGroups and LBNodeAgents of a folder.
+    #[command(after_help = "Example: purelb-agent validate --source dir:./manifests --strict\n\n\
+        Exit code: 0 nothing, 1 a FAIL (with --strict also a WARN), 2 wrong usage.")]
+    Validate(Validate),
     /// Each step of the decision for a packet, from the live maps.
     #[command(after_help = "Example: purelb-agent explain tcp 198.51.100.7:40000 203.0.113.1:80 --flags fin,ack\n\n\
         Exit code: 0 forwarded or passed, 1 dropped, 2 wrong usage or no tables.")]
@@ -172,6 +179,53 @@ pub struct Query {
     /// Form of the answer.
     #[arg(short, long, value_enum, default_value_t)]
     pub output: Output,
+}
+
+/// A command that reads a folder.
+#[derive(Debug, ClapArgs)]
+pub struct Manifests {
+    /// Where the objects come from: dir:PATH, a folder of manifests.
+    #[arg(long)]
+    pub source: String,
+    /// Folder of what was given [default: PATH/state].
+    #[arg(long)]
+    pub state: Option<PathBuf>,
+    /// Form of the answer.
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Output,
+}
+
+impl Manifests {
+    /// The folder, and that of the state.
+    ///
+    /// # Errors
+    /// The source is none that is known.
+    pub fn folders(&self) -> anyhow::Result<(PathBuf, PathBuf)> {
+        folders(&self.source, self.state.clone())
+    }
+}
+
+/// The folder of `--source`, and that of the state.
+///
+/// # Errors
+/// The source is none that is known.
+pub fn folders(source: &str, state: Option<PathBuf>) -> anyhow::Result<(PathBuf, PathBuf)> {
+    let Some(folder) = source.strip_prefix("dir:").map(PathBuf::from) else {
+        anyhow::bail!("--source {source}: only dir:PATH is known; name a folder of manifests");
+    };
+    let state = state.unwrap_or_else(|| folder.join("state"));
+    Ok((folder, state))
+}
+
+/// `validate`
+#[derive(Debug, ClapArgs)]
+pub struct Validate {
+    #[command(flatten)]
+    /// The folder.
+    pub manifests: Manifests,
+    /// A WARN counts as a FAIL.
+    #[arg(long)]
+    pub strict: bool,
 }
 
 /// `explain`

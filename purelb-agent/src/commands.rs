@@ -1,4 +1,4 @@
-//! The commands for people and scripts. They read the pins, and the last snapshot where there is one,
+//! The commands for people and scripts. They read the pins and the last snapshot where there is one, or the folder,
 //! so they answer while the agent is down.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "their very purpose")]
 
@@ -6,9 +6,11 @@ pub mod cleanup;
 pub mod drops;
 pub mod explain;
 mod live;
+pub mod pools;
 mod reason;
 pub mod services;
 pub mod status;
+pub mod validate;
 
 use anstyle::{AnsiColor, Style};
 use comfy_table::{ContentArrangement, Table, presets};
@@ -17,9 +19,9 @@ use serde_json::Value;
 /// Exit code: wrong usage, or the pins cannot be read.
 pub const UNUSABLE: u8 = 2;
 
-/// A line on standard error.
+/// A line on standard error, in colours only on a terminal.
 pub fn complain(line: &str) {
-    eprintln!("{line}");
+    anstream::eprintln!("{line}");
 }
 
 /// A line on standard output, in colours only on a terminal. False: the reader went away.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::args::{Allocation, Allocator, Args, Command, LogFormat, Node, Standalone};
+use crate::args::{Allocation, Allocator, Args, Command, LogFormat, Node, Standalone, folders};
 use crate::source::watch::Watch;
 use crate::source::{Folder, Look};
 use crate::{allocator, bpf, commands, host, keeper, lock, snapshot};
@@ -58,6 +58,8 @@ async fn run(command: Command) -> anyhow::Result<u8> {
         }
         Command::Status(q) => Ok(commands::status::run(&q)),
         Command::Services(q) => Ok(commands::services::run(&q)),
+        Command::Pools(q) => Ok(commands::pools::run(&q)),
+        Command::Validate(q) => Ok(commands::validate::run(&q)),
         Command::Explain(q) => Ok(commands::explain::run(&q)),
         Command::Drops(q) => Ok(commands::drops::run(&q).await),
         Command::Cleanup(q) => commands::cleanup::run(&q).await,
@@ -71,15 +73,6 @@ fn log(format: LogFormat) {
         LogFormat::Text => log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
         LogFormat::Json => log.json().init(),
     }
-}
-
-/// The folder of `--source`, and that of the state.
-fn folders(source: &str, state: Option<PathBuf>) -> anyhow::Result<(PathBuf, PathBuf)> {
-    let Some(folder) = source.strip_prefix("dir:").map(PathBuf::from) else {
-        bail!("--source {source}: only dir:PATH is known; name a folder of manifests");
-    };
-    let state = state.unwrap_or_else(|| folder.join("state"));
-    Ok((folder, state))
 }
 
 async fn allocate(source: &str, state: Option<PathBuf>, allocation: &Allocation) -> anyhow::Result<()> {

@@ -8,6 +8,7 @@
 pub mod claim;
 pub mod convert;
 pub mod dir;
+pub mod estate;
 pub mod look;
 pub mod node_agent;
 pub mod objects;

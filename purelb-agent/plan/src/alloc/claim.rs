@@ -82,7 +82,9 @@ impl Claim {
         self.is_branded() || self.annotations.contains_key(annotation::ALLOCATED_FROM)
     }
 
-    pub(super) fn usage(&self) -> Use {
+    /// How it uses its addresses.
+    #[must_use]
+    pub fn usage(&self) -> Use {
         let key = self.annotation(annotation::SHARING_KEY).filter(|key| !key.is_empty());
         Use { key: key.map(str::to_owned), ports: self.ports.clone() }
     }

@@ -207,12 +207,16 @@ impl Group {
     /// How many addresses of a family it can hand out; `i64::MAX` when more.
     #[must_use]
     pub fn size(&self, of: Family) -> i64 {
+        self.of(of).fold(0, |sum: i64, pool| sum.saturating_add(self.size_of(pool)))
+    }
+
+    /// How many addresses of one of its ranges it can hand out; `i64::MAX` when more.
+    #[must_use]
+    pub fn size_of(&self, pool: &Pool) -> i64 {
         // Stretches, since the entries of `exclude` may overlap.
-        let excluded = |pool: &Pool| {
-            let parts = self.excluded.ranges().filter_map(|range| range.common(&pool.range));
-            parts.fold(0_i64, |sum, part| sum.saturating_add(part.size()))
-        };
-        self.of(of).fold(0, |sum: i64, pool| sum.saturating_add(pool.range.size().saturating_sub(excluded(pool))))
+        let parts = self.excluded.ranges().filter_map(|range| range.common(&pool.range));
+        let excluded = parts.fold(0_i64, |sum, part| sum.saturating_add(part.size()));
+        pool.range.size().saturating_sub(excluded)
     }
 }
 

@@ -1,0 +1,125 @@
+//! The folder as the allocator sees it: groups, Services with their state, and what is wrong with them.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use purelb_plan::alloc::allocator::Estate;
+use purelb_plan::alloc::catalog::Catalog;
+use purelb_plan::alloc::claim::Claim;
+use purelb_plan::alloc::group::Spec;
+use purelb_plan::alloc::ledger::Ledger;
+use purelb_plan::problem::Problem;
+
+use super::claim;
+use super::dir::Dir;
+use super::look::Look;
+use super::parse::{Kind, Object};
+use super::state::State;
+
+/// The folder.
+#[derive(Debug)]
+pub struct FolderEstate {
+    /// Manifests.
+    pub dir: Dir,
+    /// What was given.
+    pub state: State,
+    /// What the plan looks at.
+    pub estate: Estate,
+    /// ServiceGroups by namespace and name.
+    pub groups: BTreeMap<(String, String), Arc<Spec>>,
+    /// What Services ask for and nobody can read.
+    faults: BTreeMap<String, Vec<Problem>>,
+}
+
+impl FolderEstate {
+    /// Nothing is read yet.
+    #[must_use]
+    pub fn new(folder: &Path, state: &Path) -> Self {
+        Self {
+            dir: Dir::new(folder, state),
+            state: State::new(state),
+            estate: Estate::default(),
+            groups: BTreeMap::new(),
+            faults: BTreeMap::new(),
+        }
+    }
+
+    /// Reads what may have changed. False: there is no list, from which nothing may be concluded.
+    pub fn look(&mut self, look: &Look) -> bool {
+        let mut changed = self.dir.scan(look);
+        changed.extend(self.state.scan(look).into_iter().map(|name| (Kind::Service, name)));
+        if self.dir.is_empty() {
+            return false;
+        }
+        if changed.iter().any(|key| key.0 == Kind::ServiceGroup) {
+            self.read_groups();
+        }
+        for (_, name) in changed.iter().filter(|key| key.0 == Kind::Service) {
+            self.read_service(name);
+        }
+        true
+    }
+
+    fn read_groups(&mut self) {
+        self.groups.clear();
+        for (key, found) in self.dir.all(Kind::ServiceGroup) {
+            if let (Object::ServiceGroup(group), Some((namespace, name))) = (&found.object, key.1.split_once('/')) {
+                let spec = Arc::new(claim::spec(&found.origin, &group.spec));
+                self.groups.insert((namespace.to_owned(), name.to_owned()), spec);
+            }
+        }
+        self.estate.catalog = Arc::new(Catalog::new(&self.groups, None));
+    }
+
+    /// Reads a Service and its state.
+    pub fn read_service(&mut self, name: &str) {
+        let key = (Kind::Service, name.to_owned());
+        let state = self.state.service(name).map(|state| &**state);
+        self.faults.remove(name);
+        let claim = match self.dir.get(&key).map(|found| (found, &found.object)) {
+            Some((found, Object::Service(service))) => {
+                let (claim, faults) = claim::claim(&key, &found.origin, service, state);
+                if !faults.is_empty() {
+                    self.faults.insert(name.to_owned(), faults);
+                }
+                Some(claim)
+            }
+            // Something could not be read: as long as that is so it may still be meant, and what it has is not free.
+            _ => state.filter(|_| self.dir.is_unread()).map(|state| Claim {
+                unready: true,
+                load_balancer: true,
+                ingress: state.ingress.clone(),
+                ..Claim::default()
+            }),
+        };
+        match claim {
+            Some(claim) if self.estate.services.get(name).is_some_and(|old| **old == claim) => {}
+            Some(claim) => drop(self.estate.services.insert(name.to_owned(), Arc::new(claim))),
+            None => drop(self.estate.services.remove(name)),
+        }
+    }
+
+    /// Services that have a state and are not there any more.
+    #[must_use]
+    pub fn gone(&self) -> Vec<String> {
+        let is_gone = |name: &&String| self.dir.get(&(Kind::Service, (*name).clone())).is_none();
+        self.state.services().map(|state| &state.service).filter(is_gone).cloned().collect()
+    }
+
+    /// Who holds what by now.
+    #[must_use]
+    pub fn ledger(&self) -> Ledger {
+        let mut ledger = Ledger::default();
+        for (name, claim) in &self.estate.services {
+            ledger.hold(name, &claim.ingress.iter().copied().collect(), &claim.usage(), 0);
+        }
+        ledger
+    }
+
+    /// What is wrong with groups, and with what Services ask for.
+    #[must_use]
+    pub fn problems(&self) -> Vec<Problem> {
+        self.estate.catalog.problems.iter().chain(self.faults.values().flatten()).cloned().collect()
+    }
+}
