@@ -15,8 +15,11 @@ use crate::source::estate::FolderEstate;
 use crate::source::state::{Said, ServiceState};
 use crate::source::watch::Watch;
 
-/// Everything is looked at this often even if nothing says that it changed, and a lock that others have is tried again.
+/// Everything is looked at this often even if nothing says that it changed, ...
 const POLL: Duration = Duration::from_secs(5);
+/// ... but less often where that takes long: so many times as long as it took.
+const REST: u32 = 200;
+/// A lock that another one has is tried again.
 const STANDBY: Duration = Duration::from_secs(1);
 
 /// Why the allocator cannot go on.
@@ -45,17 +48,24 @@ pub async fn run(folder: PathBuf, state: PathBuf, settings: &args::Allocation) -
     tracing::info!(state = %state.display(), "allocating");
     let mut watch = Watch::new(&folder, &state);
     let mut desk = Desk::new(&folder, &state, settings);
+    let mut beat = tokio::time::interval(STANDBY);
     let mut look = Look::All;
+    let mut poll = Instant::now();
     loop {
-        desk.look(&look);
+        let begin = Instant::now();
+        let wrote = !look.is_empty() && desk.look(&look);
+        if look == Look::All {
+            // What a look costs that finds nothing is what counts.
+            poll = Instant::now() + if wrote { POLL } else { POLL.max(begin.elapsed() * REST) };
+        }
         look = tokio::select! {
-            () = tokio::time::sleep(POLL) => {
+            () = tokio::time::sleep_until(poll.into()) => {
                 if !lock.holds(&state) {
                     lock = lock::take(&state)?;
                 }
-                watch.follow();
                 Look::All
             }
+            _ = beat.tick() => if watch.follow() { Look::All } else { Look::default() },
             Some(notice) = watch.notice() => watch.burst(notice).await,
         };
     }
@@ -79,10 +89,12 @@ impl Desk {
         Self { folder: FolderEstate::new(folder, state), allocator, started: Instant::now() }
     }
 
-    fn look(&mut self, look: &Look) {
+    /// Whether anything was written.
+    fn look(&mut self, look: &Look) -> bool {
         if !self.folder.look(look) {
-            return;
+            return false;
         }
+        let mut wrote = false;
         self.forget();
         // What it writes is looked at again, until nothing is left; a file that cannot be written waits for the poll.
         for _ in 0..4 {
@@ -91,10 +103,12 @@ impl Desk {
             if due.iter().filter(|(name, decision)| self.write(name, decision)).count() == 0 {
                 break;
             }
+            wrote = true;
         }
         if let Err(error) = self.folder.state.say(Said { problems: self.folder.problems() }) {
             tracing::error!(%error, "cannot write allocator.json");
         }
+        wrote
     }
 
     /// What was given to Services that are gone is free.
