@@ -9,7 +9,7 @@ use purelb_plan::alloc::allocator::{Allocator, Settings};
 use purelb_plan::alloc::claim::{Decision, Event};
 
 use crate::args;
-use crate::lock::{self, LockError};
+use crate::lock::{self, Lock, LockError};
 use crate::source::Look;
 use crate::source::estate::FolderEstate;
 use crate::source::state::{Said, ServiceState};
@@ -35,23 +35,37 @@ pub enum AllocateError {
 /// # Errors
 /// The state folder cannot be used.
 pub async fn run(folder: PathBuf, state: PathBuf, settings: &args::Allocation) -> Result<(), AllocateError> {
-    let mut lock = loop {
-        match lock::take(&state) {
-            Ok(lock) => break lock,
+    // It remembers what it gave, also when somebody removes the folder.
+    let mut desk = Desk::new(&folder, &state, settings);
+    loop {
+        let lock = turn(&state).await?;
+        tracing::info!(state = %state.display(), "allocating");
+        work(&lock, &folder, &state, &mut desk).await;
+        tracing::warn!(state = %state.display(), "the state folder is another one: its lock is taken anew");
+    }
+}
+
+/// Waits for the lock.
+async fn turn(state: &Path) -> Result<Lock, AllocateError> {
+    loop {
+        match lock::take(state) {
+            Ok(lock) => return Ok(lock),
             Err(LockError::Held { holder, .. }) => {
                 tracing::debug!(?holder, "another allocator has the state folder");
                 tokio::time::sleep(STANDBY).await;
             }
             Err(error) => return Err(error.into()),
         }
-    };
-    tracing::info!(state = %state.display(), "allocating");
-    let mut watch = Watch::new(&folder, &state);
-    let mut desk = Desk::new(&folder, &state, settings);
+    }
+}
+
+/// Gives addresses as long as the lock is that of the folder.
+async fn work(lock: &Lock, folder: &Path, state: &Path, desk: &mut Desk) {
+    let mut watch = Watch::new(folder, state);
     let mut beat = tokio::time::interval(STANDBY);
     let mut look = Look::All;
     let mut poll = Instant::now();
-    loop {
+    while lock.holds(state) {
         let begin = Instant::now();
         let wrote = !look.is_empty() && desk.look(&look);
         if look == Look::All {
@@ -59,12 +73,7 @@ pub async fn run(folder: PathBuf, state: PathBuf, settings: &args::Allocation) -
             poll = Instant::now() + if wrote { POLL } else { POLL.max(begin.elapsed() * REST) };
         }
         look = tokio::select! {
-            () = tokio::time::sleep_until(poll.into()) => {
-                if !lock.holds(&state) {
-                    lock = lock::take(&state)?;
-                }
-                Look::All
-            }
+            () = tokio::time::sleep_until(poll.into()) => Look::All,
             _ = beat.tick() => if watch.follow() { Look::All } else { Look::default() },
             Some(notice) = watch.notice() => watch.burst(notice).await,
         };
@@ -248,6 +257,17 @@ mod tests {
         assert_eq!(case.write("a", &service("a", &other)), "ForeignAddress");
         assert_eq!(case.write("c", &service("c", "")), "192.0.2.11", "the manifest's counts as it is now");
         assert_eq!(case.write("a", &service("a", "")), "192.0.2.10", "it asks for one now");
+    }
+
+    #[test]
+    fn the_state_is_removed() {
+        let mut case = Case::new("192.0.2.8/30");
+        assert_eq!(case.write("z", &service("z", "")), "192.0.2.8");
+        assert_eq!(case.write("a", &service("a", "")), "192.0.2.9");
+        fs::remove_dir_all(case.temp.path().join("state")).unwrap();
+        case.desk.look(&Look::All);
+        case.restart();
+        assert_eq!((case.said("z"), case.said("a")), ("192.0.2.8".into(), "192.0.2.9".into()), "written anew");
     }
 
     #[test]

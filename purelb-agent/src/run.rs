@@ -77,7 +77,10 @@ fn log(format: LogFormat) {
 
 async fn allocate(source: &str, state: Option<PathBuf>, allocation: &Allocation) -> anyhow::Result<()> {
     let (folder, state) = folders(source, state)?;
-    allocator::run(folder, state, allocation).await.context("allocate")
+    let place = state.display().to_string();
+    allocator::run(folder, state, allocation)
+        .await
+        .with_context(|| format!("give addresses: what is given is kept in {place}; --state names another folder"))
 }
 
 async fn node(args: Node) -> anyhow::Result<()> {
