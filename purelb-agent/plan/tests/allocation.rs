@@ -132,6 +132,13 @@ fn shared_by_a_key() {
     c.remove("y/b");
     assert_eq!(c.said("x/c"), "10.0.0.3", "the key is free with its last user");
     assert_eq!(c.apply("x/e", shared("k", 80)), "10.0.0.2", "a key that comes later moves nothing");
+    // PureLB ignores the affinity and says nothing.
+    c.events.clear();
+    c.apply("x/f", |claim| {
+        shared("m", 80)(claim);
+        set(annotation::NODE_AFFINITY, "service-endpoints")(claim);
+    });
+    assert_eq!(c.events, ["AddressAssigned", "ConfigurationWarning"]);
     // PureLB walks through the whole pool at a port conflict; 2^64 addresses would never end.
     let mut six = Cluster::of(&["2001:db8::/64"]);
     for name in ["x/a", "x/b"] {

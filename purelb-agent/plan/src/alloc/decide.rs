@@ -42,6 +42,7 @@ pub fn decide(name: &str, claim: &Claim, scene: Scene<'_>) -> Decision {
     };
     if !foreign && !out.ingress.is_empty() && got.is_ok() {
         case.sign(&mut out);
+        case.advise(&mut out);
     }
     out.condition = Some(match &got {
         Ok(()) => allocated(&out.ingress),
@@ -297,6 +298,15 @@ impl Case<'_> {
         }
         assigned(&new, out);
         Ok(())
+    }
+
+    /// What is asked for and has no effect, said once.
+    fn advise(&self, out: &mut Decision) {
+        let affine = self.claim.annotation(annotation::NODE_AFFINITY) == Some("service-endpoints");
+        if affine && self.used.key.is_some() && out.ingress != self.claim.ingress {
+            let message = "purelb.io/node-affinity has no effect with purelb.io/allow-shared-ip";
+            out.tell(true, "ConfigurationWarning", message);
+        }
     }
 
     /// Whose the addresses are.
