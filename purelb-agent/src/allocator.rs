@@ -3,13 +3,17 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use purelb_plan::alloc::allocator::{Allocator, Settings};
 use purelb_plan::alloc::claim::{Decision, Event};
 
 use crate::args;
+use crate::http::Pages;
 use crate::lock::{self, Lock, LockError};
+use crate::metrics::Allocation;
 use crate::source::Look;
 use crate::source::estate::FolderEstate;
 use crate::source::state::{Said, ServiceState};
@@ -34,11 +38,16 @@ pub enum AllocateError {
 ///
 /// # Errors
 /// The state folder cannot be used.
-pub async fn run(folder: PathBuf, state: PathBuf, settings: &args::Allocation) -> Result<(), AllocateError> {
+pub async fn run(
+    folder: PathBuf,
+    state: PathBuf,
+    settings: &args::Allocation,
+    figures: Figures,
+) -> Result<(), AllocateError> {
     // It remembers what it gave, also when somebody removes the folder.
-    let mut desk = Desk::new(&folder, &state, settings);
+    let mut desk = Desk::new(&folder, &state, settings, figures);
     loop {
-        let lock = turn(&state).await?;
+        let lock = turn(&state, &desk.figures.ready).await?;
         tracing::info!(state = %state.display(), "allocating");
         work(&lock, &folder, &state, &mut desk).await;
         tracing::warn!(state = %state.display(), "the state folder is another one: its lock is taken anew");
@@ -46,12 +55,13 @@ pub async fn run(folder: PathBuf, state: PathBuf, settings: &args::Allocation) -
 }
 
 /// Waits for the lock.
-async fn turn(state: &Path) -> Result<Lock, AllocateError> {
+async fn turn(state: &Path, ready: &AtomicBool) -> Result<Lock, AllocateError> {
     loop {
         match lock::take(state) {
             Ok(lock) => return Ok(lock),
             Err(LockError::Held { holder, .. }) => {
                 tracing::debug!(?holder, "another allocator has the state folder");
+                ready.store(true, Ordering::Relaxed);
                 tokio::time::sleep(STANDBY).await;
             }
             Err(error) => return Err(error.into()),
@@ -80,22 +90,39 @@ async fn work(lock: &Lock, folder: &Path, state: &Path, desk: &mut Desk) {
     }
 }
 
+/// What the allocator tells the outside.
+#[derive(Debug)]
+pub struct Figures {
+    metrics: Allocation,
+    /// It has a list and gave what could be given, or stands by.
+    ready: Arc<AtomicBool>,
+}
+
+impl Figures {
+    /// On these pages.
+    #[must_use]
+    pub fn new(pages: &mut Pages) -> Self {
+        Self { metrics: Allocation::new(&mut pages.registry), ready: pages.check("the allocator's first list") }
+    }
+}
+
 /// What lies on the allocator's desk.
 struct Desk {
+    figures: Figures,
     folder: FolderEstate,
     allocator: Allocator,
     started: Instant,
 }
 
 impl Desk {
-    fn new(folder: &Path, state: &Path, settings: &args::Allocation) -> Self {
+    fn new(folder: &Path, state: &Path, settings: &args::Allocation, figures: Figures) -> Self {
         let settings = Settings {
             class: settings.load_balancer_class.clone(),
             default_announcer: settings.default_announcer == "PureLB",
             cool_down: settings.cool_down,
         };
         let allocator = Allocator::new(settings, BTreeMap::new());
-        Self { folder: FolderEstate::new(folder, state), allocator, started: Instant::now() }
+        Self { figures, folder: FolderEstate::new(folder, state), allocator, started: Instant::now() }
     }
 
     /// Whether anything was written.
@@ -117,6 +144,8 @@ impl Desk {
         if let Err(error) = self.folder.state.say(Said { problems: self.folder.problems() }) {
             tracing::error!(%error, "cannot write allocator.json");
         }
+        self.figures.metrics.pools(&self.folder.estate.catalog, self.allocator.ledger());
+        self.figures.ready.store(true, Ordering::Relaxed);
         wrote
     }
 
@@ -150,6 +179,7 @@ impl Desk {
             tracing::error!(service = name, %error, "cannot write its state");
             return false;
         }
+        self.figures.metrics.decided(&self.folder.estate.catalog, claim, decision);
         for event in &decision.events {
             tell(name, event);
         }
@@ -201,7 +231,7 @@ mod tests {
         fn new(pool: &str) -> Self {
             let temp = tempfile::tempdir().unwrap();
             fs::write(temp.path().join("group.yaml"), group(pool)).unwrap();
-            let desk = Desk::new(temp.path(), &temp.path().join("state"), &settings());
+            let desk = Desk::new(temp.path(), &temp.path().join("state"), &settings(), Figures::new(&mut Pages::new()));
             Self { temp, desk }
         }
 
@@ -219,7 +249,8 @@ mod tests {
         }
 
         fn restart(&mut self) {
-            self.desk = Desk::new(self.temp.path(), &self.temp.path().join("state"), &settings());
+            let figures = Figures::new(&mut Pages::new());
+            self.desk = Desk::new(self.temp.path(), &self.temp.path().join("state"), &settings(), figures);
             self.desk.look(&Look::All);
         }
     }

@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
@@ -92,6 +92,9 @@ pub struct Node {
     /// Silence of the agent after which the tables count as stale.
     #[arg(long, default_value = "5m", value_parser = duration)]
     pub heartbeat: u64,
+    #[command(flatten)]
+    /// Metrics and health.
+    pub http: Http,
     /// Form of the log lines.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
@@ -109,6 +112,9 @@ pub struct Allocator {
     #[command(flatten)]
     /// Whose addresses, and how.
     pub allocation: Allocation,
+    #[command(flatten)]
+    /// Metrics and health.
+    pub http: Http,
     /// Form of the log lines.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
@@ -137,6 +143,17 @@ pub struct Standalone {
     #[command(flatten)]
     /// The allocator's part.
     pub allocation: Allocation,
+}
+
+/// Where metrics and health are.
+#[derive(Clone, Copy, Debug, ClapArgs)]
+pub struct Http {
+    /// Address that metrics and health (/metrics, /livez, /readyz) are served on.
+    #[arg(long, default_value = "127.0.0.1", env = "PURELB_HOST", value_name = "ADDRESS")]
+    pub host: IpAddr,
+    /// Its port; 0: none.
+    #[arg(long, default_value_t = 7472)]
+    pub port: u16,
 }
 
 /// Yes, no, or found out.

@@ -5,9 +5,9 @@
 pub mod cleanup;
 pub mod drops;
 pub mod explain;
-mod live;
+pub(crate) mod live;
 pub mod pools;
-mod reason;
+pub(crate) mod reason;
 pub mod services;
 pub mod status;
 pub mod validate;

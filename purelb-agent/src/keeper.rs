@@ -1,6 +1,8 @@
 //! The one owner of state: whatever happens means "look again", and looking again is reading what changed
 //! of source and host, planning, and applying. Every minute everything is read anew, the maps too.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use purelb_common::table::TICK_SHIFT;
@@ -64,17 +66,18 @@ pub struct Keeper {
     /// What is wrong with the pins.
     pins: Option<Problem>,
     snapshot: Snapshot,
+    ready: Arc<AtomicBool>,
     publisher: Publisher,
     ticks_per_1000s: u64,
     started: Instant,
 }
 
 impl Keeper {
-    /// Adopts what is pinned; writes nothing yet.
+    /// Adopts what is pinned; writes nothing yet. `ready`: is told when the tables are right.
     ///
     /// # Errors
     /// The kernel or netlink refuses.
-    pub fn new(args: Node, folder: Folder, programs: Programs) -> Result<Self, KeepError> {
+    pub fn new(args: Node, folder: Folder, programs: Programs, ready: Arc<AtomicBool>) -> Result<Self, KeepError> {
         let netlink = Netlink::new()?;
         let clock = programs.maps().clock()?;
         let settle = Duration::from_millis(args.settle / 2).max(Duration::from_secs(1));
@@ -98,6 +101,7 @@ impl Keeper {
             attach_problems: Vec::new(),
             pins: None,
             snapshot,
+            ready,
             publisher: Publisher::new(&args.instance.bpf_root),
             args,
             ticks_per_1000s: (u64::from(clock.hz) * 1000) >> TICK_SHIFT,
@@ -225,6 +229,7 @@ impl Keeper {
         if !self.snapshot.ready {
             // The tables are right now, so they may count as fresh; and fresh maps learn their seed.
             self.snapshot.ready = true;
+            self.ready.store(true, Ordering::Relaxed);
             self.beat()?;
         }
         // Without a word of an LBNodeAgent, and with a file that was never read, the settings are unknown.

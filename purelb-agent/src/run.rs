@@ -7,10 +7,13 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::allocator::{self, Figures};
 use crate::args::{Allocation, Allocator, Args, Command, LogFormat, Node, Standalone, folders};
+use crate::http::{self, Pages};
+use crate::metrics::DataPath;
 use crate::source::watch::Watch;
 use crate::source::{Folder, Look};
-use crate::{allocator, bpf, commands, host, keeper, lock, snapshot};
+use crate::{bpf, commands, host, keeper, lock, snapshot};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/purelb-ebpf.o"));
 
@@ -36,23 +39,28 @@ async fn run(command: Command) -> anyhow::Result<u8> {
     match command {
         Command::Node(args) => {
             log(args.log_format);
-            node(args).await.map(|()| 0)
+            node(args, Pages::new()).await.map(|()| 0)
         }
-        Command::Allocator(Allocator { source, state, allocation, log_format }) => {
+        Command::Allocator(Allocator { source, state, allocation, http, log_format }) => {
             log(log_format);
+            let mut pages = Pages::new();
+            let figures = Figures::new(&mut pages);
+            http::serve(pages, &http).await;
             let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
             tokio::select! {
                 _ = term.recv() => Ok(0),
                 _ = int.recv() => Ok(0),
-                ended = allocate(&source, state, &allocation) => ended.map(|()| 0),
+                ended = allocate(&source, state, &allocation, figures) => ended.map(|()| 0),
             }
         }
         Command::Standalone(Standalone { node: args, allocation }) => {
             log(args.log_format);
             let (source, state) = (args.source.clone(), args.state.clone());
-            let allocating = tokio::spawn(async move { allocate(&source, state, &allocation).await });
+            let mut pages = Pages::new();
+            let figures = Figures::new(&mut pages);
+            let allocating = tokio::spawn(async move { allocate(&source, state, &allocation, figures).await });
             tokio::select! {
-                ended = node(args) => ended.map(|()| 0),
+                ended = node(args, pages) => ended.map(|()| 0),
                 ended = allocating => ended?.map(|()| 0),
             }
         }
@@ -75,15 +83,20 @@ fn log(format: LogFormat) {
     }
 }
 
-async fn allocate(source: &str, state: Option<PathBuf>, allocation: &Allocation) -> anyhow::Result<()> {
+async fn allocate(
+    source: &str,
+    state: Option<PathBuf>,
+    allocation: &Allocation,
+    figures: Figures,
+) -> anyhow::Result<()> {
     let (folder, state) = folders(source, state)?;
     let place = state.display().to_string();
-    allocator::run(folder, state, allocation)
+    allocator::run(folder, state, allocation, figures)
         .await
         .with_context(|| format!("give addresses: what is given is kept in {place}; --state names another folder"))
 }
 
-async fn node(args: Node) -> anyhow::Result<()> {
+async fn node(args: Node, mut pages: Pages) -> anyhow::Result<()> {
     let (folder, state) = folders(&args.source, args.state.clone())?;
     if OBJECT.is_empty() {
         bail!("built without the eBPF object: run `cargo xtask build-ebpf`, then build the agent again");
@@ -104,7 +117,10 @@ async fn node(args: Node) -> anyhow::Result<()> {
     });
     let programs = bpf::load(&root, OBJECT).context("load the data path")?;
     let mut watch = Watch::new(&folder, &state);
-    let mut keeper = keeper::Keeper::new(args, reading.await?, programs)?;
+    let (ready, http) = (pages.check("this node's tables"), args.http);
+    pages.registry.register_collector(Box::new(DataPath::new(&root)));
+    http::serve(pages, &http).await;
+    let mut keeper = keeper::Keeper::new(args, reading.await?, programs, ready)?;
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut beat = tokio::time::interval(Duration::from_secs(1));
     let mut sweep = tokio::time::interval(bpf::SWEEP);

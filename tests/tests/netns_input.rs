@@ -133,6 +133,8 @@ fn empty_folder_is_no_list() -> Result<()> {
     let before = age(&lab)?;
     lab.nodes[0].agent.start()?;
     sys::pause(3_500);
+    let (code, text) = lab.nodes[0].agent.page("/readyz")?;
+    ensure!(code == 503 && text.contains("tables"), "/readyz without a list: {code} {text}");
     let after = age(&lab)?;
     ensure!(after > before + 2.0, "without a list the tables count as fresh: {before} s, then {after} s old");
     for to in lab.targets(80)? {

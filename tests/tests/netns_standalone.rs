@@ -84,6 +84,29 @@ fn refusals_are_shown(options: Options) -> Result<()> {
     second.as_object_mut().context("an object")?.remove("status");
     lab.write_objects("second.yaml", &[second])?;
     lab.nodes[0].agent.wait_problem(&["Service default/second", "PoolExhausted"])?;
+    let (code, text) = lab.nodes[0].agent.page("/readyz")?;
+    ensure!(code == 200 && text.contains("ok"), "/readyz: {code} {text}");
+    ensure!(lab.nodes[0].agent.page("/livez")?.0 == 200, "/livez");
+    for to in lab.targets(80)? {
+        clients::spread(&lab.client, to, 10)?;
+    }
+    let (code, text) = lab.nodes[0].agent.page("/metrics")?;
+    ensure!(code == 200, "/metrics: {code}");
+    let value = |series: &str| text.lines().find_map(|line| line.strip_prefix(series)?.trim().parse::<f64>().ok());
+    let rejected = r#"purelb_address_pool_allocation_rejected_total{pool="<none>",reason="exhausted"}"#;
+    for (series, least) in [
+        (r#"purelb_address_pool_size{pool="default"}"#, 2.0),
+        (r#"purelb_address_pool_addresses_in_use{pool="default"}"#, 2.0),
+        (rejected, 1.0),
+        (r#"purelb_datapath_packets_total{reason="forwarded",action="pass"}"#, 20.0),
+        (
+            r#"purelb_datapath_service_new_flows_total{service="default/web",vip="203.0.113.1",port="80",protocol="TCP"}"#,
+            10.0,
+        ),
+        ("purelb_datapath_endpoints", 6.0),
+    ] {
+        ensure!(value(series).is_some_and(|value| value >= least), "{series} is {:?} in\n{text}", value(series));
+    }
     lab.write_objects(
         "broken.yaml",
         &[{
@@ -100,6 +123,9 @@ fn refusals_are_shown(options: Options) -> Result<()> {
     std::fs::remove_file(lab.manifests().join("web.yaml"))?;
     sys::wait_for("the address of the one that went", Duration::from_secs(10), || {
         Ok(state(&lab, "second")?["ingress"][0] == "203.0.113.1" && state(&lab, "web").is_err())
+    })?;
+    sys::wait_for("the series of the Service that went to be gone", Duration::from_secs(5), || {
+        Ok(!lab.nodes[0].agent.page("/metrics")?.1.contains("default/web"))
     })
 }
 

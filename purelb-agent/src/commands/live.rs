@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::bpf::Maps;
 
 /// The maps and the names.
-pub(super) struct Live {
+pub(crate) struct Live {
     pub observed: Observed,
     names: BTreeMap<Frontend, Named>,
     /// Endpoint ids of each service id.
@@ -32,7 +32,7 @@ struct Named {
 
 /// A VIP, port and protocol as the maps have it.
 #[derive(Serialize)]
-pub(super) struct View {
+pub(crate) struct View {
     /// `namespace/name`, empty when no snapshot knows it.
     pub service: String,
     pub origin: String,
@@ -53,7 +53,7 @@ pub(super) struct View {
 }
 
 #[derive(Serialize)]
-pub(super) struct EndpointView {
+pub(crate) struct EndpointView {
     pub addr: IpAddr,
     pub port: u16,
     pub state: &'static str,
@@ -64,7 +64,7 @@ pub(super) struct EndpointView {
 
 impl Live {
     /// Reads maps and snapshot.
-    pub(super) fn read(root: &Path, maps: &Maps) -> anyhow::Result<Self> {
+    pub(crate) fn read(root: &Path, maps: &Maps) -> anyhow::Result<Self> {
         let seen = crate::snapshot::read(root).unwrap_or_default();
         let services = super::list(&seen, "services").iter();
         let named = services.filter_map(|s| serde_json::from_value::<Named>(s.clone()).ok());
@@ -81,12 +81,12 @@ impl Live {
     }
 
     /// `namespace/name`, or what can be said without a snapshot.
-    pub(super) fn service_name(&self, frontend: &Frontend) -> String {
+    pub(crate) fn service_name(&self, frontend: &Frontend) -> String {
         self.names.get(frontend).map_or_else(|| "(name unknown: no snapshot)".to_owned(), |n| n.service.clone())
     }
 
     /// An endpoint id for people: `10.0.0.1:8080 (ready)`.
-    pub(super) fn endpoint_name(&self, family: Family, id: u16) -> String {
+    pub(crate) fn endpoint_name(&self, family: Family, id: u16) -> String {
         match (id, self.observed.endpoints.get(&(family, id))) {
             (DROP, _) => "nobody (DROP)".to_owned(),
             (PASS, _) => "kube-proxy (PASS)".to_owned(),
@@ -96,7 +96,7 @@ impl Live {
     }
 
     /// All services, with their counters.
-    pub(super) fn views(&self, maps: &Maps) -> anyhow::Result<Vec<View>> {
+    pub(crate) fn views(&self, maps: &Maps) -> anyhow::Result<Vec<View>> {
         self.observed.services.iter().map(|(frontend, service)| self.view(maps, frontend, service)).collect()
     }
 
@@ -144,14 +144,14 @@ impl Live {
     }
 }
 
-pub(super) const fn protocol_name(protocol: Protocol) -> &'static str {
+pub(crate) const fn protocol_name(protocol: Protocol) -> &'static str {
     match protocol {
         Protocol::Tcp => "TCP",
         Protocol::Udp => "UDP",
     }
 }
 
-pub(super) const fn state_name(state: u16) -> &'static str {
+pub(crate) const fn state_name(state: u16) -> &'static str {
     match state {
         table::READY => "ready",
         table::UNREADY => "unready",
@@ -161,12 +161,12 @@ pub(super) const fn state_name(state: u16) -> &'static str {
 }
 
 /// Seconds of so many ticks.
-pub(super) fn seconds(ticks: u32, hz: u32) -> f64 {
+pub(crate) fn seconds(ticks: u32, hz: u32) -> f64 {
     f64::from(ticks) * f64::from(1u32 << TICK_SHIFT) / f64::from(hz.max(1))
 }
 
 /// How long the agent has been silent, and whether the tables count as stale, as the programs judge it.
-pub(super) fn silence(config: &table::Config, tick: u32) -> (u32, bool) {
+pub(crate) fn silence(config: &table::Config, tick: u32) -> (u32, bool) {
     // A heartbeat a moment ahead of the reading is no silence.
     let silent = tick.wrapping_sub(config.heartbeat);
     let silent = if silent > u32::MAX / 2 { 0 } else { silent };

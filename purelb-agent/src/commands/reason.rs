@@ -3,7 +3,7 @@
 use purelb_common::verdict::{Action, Reason};
 
 /// `drop` or `pass`.
-pub(super) fn action(reason: Reason) -> &'static str {
+pub(crate) fn action(reason: Reason) -> &'static str {
     match reason.action() {
         Action::Drop => "drop",
         Action::Pass => "pass",

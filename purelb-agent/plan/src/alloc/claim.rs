@@ -107,6 +107,8 @@ pub struct Decision {
     pub condition: Option<Condition>,
     /// Why it has not all that it asks for.
     pub refusal: Option<Refusal>,
+    /// Its addresses are one of every range.
+    pub multi: bool,
     /// With multi-pool: some range had no address for it.
     pub partial: bool,
 }

@@ -260,6 +260,7 @@ impl Case<'_> {
 
     /// One address of every range of its families whose network is there. What it has stays, also where that is gone.
     fn of_every_range(&self, out: &mut Decision) -> Result<(), Refusal> {
+        out.multi = true;
         let (catalog, ledger) = (self.scene.catalog, self.scene.ledger);
         let group = if self.claim.ingress.is_empty() {
             catalog.resolve(&self.claim.namespace, self.group_name())?.group

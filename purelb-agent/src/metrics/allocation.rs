@@ -1,0 +1,95 @@
+//! Metrics of the allocator, by PureLB's names (`address_pool_*`, without its prefix here).
+
+use std::collections::BTreeSet;
+use std::sync::atomic::AtomicI64;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use purelb_plan::alloc::catalog::Catalog;
+use purelb_plan::alloc::claim::{Claim, Decision, annotation};
+use purelb_plan::alloc::ledger::Ledger;
+use purelb_plan::alloc::status::{FAMILIES, status};
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Pool {
+    pool: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Rejection {
+    pool: String,
+    reason: &'static str,
+}
+
+/// Of the allocator.
+#[derive(Debug, Default)]
+pub struct Allocation {
+    size: Family<Pool, Gauge<i64, AtomicI64>>,
+    in_use: Family<Pool, Gauge<i64, AtomicI64>>,
+    rejected: Family<Rejection, Counter>,
+    multi: Family<Pool, Counter>,
+    partial: Family<Pool, Counter>,
+    balanced: Family<Pool, Counter>,
+    known: BTreeSet<String>,
+}
+
+impl Allocation {
+    /// Registers them.
+    #[must_use]
+    pub fn new(registry: &mut Registry) -> Self {
+        let out = Self::default();
+        registry.register("address_pool_size", "Addresses of a ServiceGroup", out.size.clone());
+        registry.register("address_pool_addresses_in_use", "Addresses in use of a ServiceGroup", out.in_use.clone());
+        registry.register("address_pool_allocation_rejected", "Services that were refused", out.rejected.clone());
+        registry.register("address_pool_multipool_allocations", "Multi-pool allocations", out.multi.clone());
+        registry.register("address_pool_multipool_partial", "Multi-pool allocations without all", out.partial.clone());
+        registry.register("address_pool_balance_pools_allocations", "Balanced allocations", out.balanced.clone());
+        out
+    }
+
+    /// The groups as they are now; those that are gone leave nothing.
+    pub fn pools(&mut self, catalog: &Catalog, ledger: &Ledger) {
+        let mut now = BTreeSet::new();
+        for group in catalog.groups() {
+            let pool = Pool { pool: group.name.clone() };
+            let size = FAMILIES.iter().fold(0_i64, |sum, of| sum.saturating_add(group.size(*of)));
+            self.size.get_or_create(&pool).set(size);
+            self.in_use.get_or_create(&pool).set(status(group, ledger).allocated.iter().sum());
+            now.insert(group.name.clone());
+        }
+        for gone in self.known.difference(&now) {
+            let pool = Pool { pool: gone.clone() };
+            for family in [&self.size, &self.in_use] {
+                family.remove(&pool);
+            }
+        }
+        self.known = now;
+    }
+
+    /// A decision that was written.
+    pub fn decided(&self, catalog: &Catalog, claim: &Claim, decision: &Decision) {
+        if let Some(refusal) = &decision.refusal {
+            if decision.events.iter().any(|event| event.reason == "AllocationFailed") {
+                let named = claim.annotations.get(annotation::SERVICE_GROUP).cloned();
+                let pool = named.unwrap_or_else(|| "<none>".to_owned());
+                self.rejected.get_or_create(&Rejection { pool, reason: refusal.metric() }).inc();
+            }
+            return;
+        }
+        let new = decision.ingress.iter().find(|ip| !claim.ingress.contains(ip));
+        let Some(group) = new.and_then(|ip| catalog.of(*ip)) else { return };
+        let pool = Pool { pool: group.name.clone() };
+        if decision.multi {
+            self.multi.get_or_create(&pool).inc();
+        }
+        if decision.partial {
+            self.partial.get_or_create(&pool).inc();
+        }
+        if group.balance_pools && !decision.multi && claim.usage().key.is_none() {
+            self.balanced.get_or_create(&pool).inc();
+        }
+    }
+}
