@@ -39,6 +39,9 @@ pub struct Dir {
     missing: Option<Problem>,
 }
 
+/// How often a folder that changes all the time is read again before it counts as it was last seen.
+const TRIES: u32 = 8;
+
 /// What a look found.
 type Seen = BTreeMap<PathBuf, Option<Reading>>;
 
@@ -162,10 +165,22 @@ impl Dir {
     /// All files whose stamp differs from the last time.
     fn everything(&mut self) -> Seen {
         let mut found = walk(&self.root, &self.skip);
-        if self.files.keys().any(|path| is_gone(&found, path)) {
-            // A rename while the folder is listed can hide a file under both names: what is gone is gone twice.
-            found = walk(&self.root, &self.skip);
-        }
+        let mut tries = TRIES;
+        let read = loop {
+            let known = |path: &Path| self.files.get(path).and_then(|f| f.stamp);
+            let new = found.files.iter().filter(|(path, stamp)| known(path) != Some(**stamp));
+            let read = read_all(new.map(|(path, stamp)| (path.clone(), *stamp)).collect());
+            if tries == 0 || !self.loses(&found, &read) {
+                break read;
+            }
+            // A rename while the folder is listed, or `..data` that leads elsewhere half-way, can hide an object in all
+            // its places: nothing is gone unless all is the same after it.
+            let again = walk(&self.root, &self.skip);
+            if again.files == found.files && again.hidden.keys().eq(found.hidden.keys()) {
+                break read;
+            }
+            (found, tries) = (again, tries - 1);
+        };
         let mut seen: Seen =
             self.files.keys().filter(|p| is_gone(&found, p)).map(|p| (p.to_path_buf(), None)).collect();
         self.hidden = found
@@ -178,9 +193,18 @@ impl Dir {
             seen.insert(path.clone(), Some(Reading::hidden(path, error)));
         }
         self.folders = found.folders;
-        let known = |path: &Path| self.files.get(path).and_then(|f| f.stamp);
-        seen.extend(read_all(found.files.into_iter().filter(|(path, stamp)| known(path) != Some(*stamp)).collect()));
+        seen.extend(read);
         seen
+    }
+
+    /// A file is gone, or an object of one.
+    fn loses(&self, found: &Walk, read: &[(PathBuf, Option<Reading>)]) -> bool {
+        let lacks = |(path, reading): &(PathBuf, Option<Reading>)| {
+            let (Some(file), Some(reading)) = (self.files.get(&**path), reading) else { return true };
+            !reading.keeps(&file.objects) && file.objects.keys().any(|key| !reading.objects.contains_key(key))
+        };
+        self.files.keys().any(|path| is_gone(found, path))
+            || read.iter().filter(|(path, _)| self.files.contains_key(&**path)).any(lacks)
     }
 
     /// `listed`: the folder as a whole is a list, so an object that is not there is gone.

@@ -3,6 +3,7 @@
 mod faults;
 mod files;
 mod speed;
+mod swaps;
 
 use std::collections::BTreeSet;
 use std::fs;
