@@ -86,11 +86,11 @@ fn names_change_places(options: Options) -> Result<()> {
     load.finish()
 }
 
-/// Somebody removes pins under the agent: programs hang again within seconds, and nobody finds other tables than
-/// those that are used.
+/// Somebody removes pins under the agent: programs hang on, and nobody finds other tables than those that are used.
 fn pins_are_removed(options: Options) -> Result<()> {
     let (mut lab, web) = Lab::serving(options)?;
     let root = lab.nodes[0].agent.bpf_root().to_owned();
+    let load = Load::start(&lab.client, &lab.targets(80)?)?;
     for what in ["links", "maps", "all"] {
         let files = |folder: &std::path::Path| -> Result<Vec<PathBuf>> {
             let all = std::fs::read_dir(folder)?.flatten().map(|entry| entry.path());
@@ -106,9 +106,11 @@ fn pins_are_removed(options: Options) -> Result<()> {
             Ok(lab.nodes[0].agent.query(&["status"])?["agent"]["alive"] == true)
         })?;
         serves(&lab, &format!("{what} were removed"))?;
+        sys::wait_for("its links are pinned again", Duration::from_secs(10), || {
+            Ok(files(&root.join("links"))?.len() >= 2)
+        })?;
     }
     // All is as before for the next agent, and connections outlive it.
-    let load = Load::start(&lab.client, &lab.targets(80)?)?;
     lab.nodes[0].agent.stop(Signal::SIGKILL)?;
     lab.nodes[0].agent.start()?;
     lab.nodes[0].agent.wait_ready()?;

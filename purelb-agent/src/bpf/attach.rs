@@ -44,6 +44,7 @@ const INGRESS_HOOKS: [Hook; 3] = [Hook::Xdp, Hook::XdpGeneric, Hook::Ingress];
 impl Programs {
     /// Attaches to all uplinks, detaches from what is none any more. May be called as often as one likes.
     pub fn attach(&mut self, uplinks: &[Uplink], wanted: Wanted, links: Links) -> Vec<UplinkStatus> {
+        self.pin_links_again();
         self.follow_names(uplinks);
         // Egress programs elsewhere are the business of `attach_exits`, as long as the interface lives.
         self.detach_others(|name, hook, index| {
@@ -88,7 +89,7 @@ impl Programs {
         std::fs::read_dir(self.root.join("links")).is_ok_and(|mut entries| entries.next().is_some())
     }
 
-    /// Every link that this asks for is pinned. Without its pin a link is gone.
+    /// Every link that this asks for is pinned. Without its pin a link is gone with its agent.
     #[must_use]
     pub fn all_hang(&self, uplinks: &[Uplink], exits: &[Uplink]) -> bool {
         let there = |interface: &Uplink, hook| self.link(&interface.name, hook).exists();
@@ -121,7 +122,7 @@ impl Programs {
         if result.is_ok() {
             // Only now: between two hooks there is never none.
             for other in INGRESS_HOOKS.into_iter().filter(|other| *other != used) {
-                let _ = take_down(&self.link(&uplink.name, other));
+                let _ = self.take_down(&self.link(&uplink.name, other));
             }
         }
         let problem = match (result, egress) {
@@ -141,17 +142,42 @@ impl Programs {
             if sys::link_ifindex(link.as_fd()).is_ok_and(|index| index == uplink.index)
                 && sys::link_update(link.as_fd(), program).is_ok()
             {
+                self.held.borrow_mut().insert(path, link);
                 return Ok(());
             }
-            take_down(&path)?;
+            self.take_down(&path)?;
         }
         if matches!(hook, Hook::Xdp | Hook::XdpGeneric) {
             // Native and generic exclude each other.
             let other = if hook == Hook::Xdp { Hook::XdpGeneric } else { Hook::Xdp };
-            take_down(&self.link(&uplink.name, other))?;
+            self.take_down(&self.link(&uplink.name, other))?;
         }
         let link = sys::link_create(program, uplink.index, hook)?;
-        sys::pin(link.as_fd(), &path)
+        sys::pin(link.as_fd(), &path)?;
+        self.held.borrow_mut().insert(path, link);
+        Ok(())
+    }
+
+    /// Somebody who removes pins, or unmounts their file system, detaches nothing while we hold the links too.
+    fn pin_links_again(&self) {
+        for (path, link) in self.held.borrow().iter().filter(|(path, _)| !path.exists()) {
+            if let Err(error) = sys::pin(link.as_fd(), path) {
+                tracing::warn!(%error, "cannot pin {} again", path.display());
+            }
+        }
+    }
+
+    /// Detaches a pinned link, at once, and removes the pin.
+    fn take_down(&self, path: &Path) -> io::Result<()> {
+        self.held.borrow_mut().remove(path);
+        if let Ok(link) = sys::get(path) {
+            // Refused when the interface is gone, and then there is nothing to detach.
+            let _ = sys::link_detach(link.as_fd());
+        }
+        match std::fs::remove_file(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
     }
 
     fn program(&self, hook: Hook) -> BorrowedFd<'_> {
@@ -186,12 +212,14 @@ impl Programs {
                 let between = links.join(format!(":{index}-{kind}"));
                 let to = links.join(format!("{}-{kind}", uplink.name.replace('.', ":")));
                 if std::fs::rename(entry.path(), &between).is_ok() {
-                    moves.push((between, to));
+                    let held = self.held.borrow_mut().remove(&entry.path());
+                    moves.push((between, to, held));
                 }
             }
         }
-        for (from, to) in moves {
-            let _ = std::fs::rename(from, to);
+        for (from, to, held) in moves {
+            let _ = std::fs::rename(from, &to);
+            self.held.borrow_mut().extend(held.map(|link| (to, link)));
         }
     }
 
@@ -202,23 +230,11 @@ impl Programs {
             let Some((name, hook)) = file.rsplit_once('-') else { continue };
             let index = sys::get(&entry.path()).and_then(|link| sys::link_ifindex(link.as_fd())).unwrap_or(0);
             if !keep(&name.replace(':', "."), hook, index)
-                && let Err(e) = take_down(&entry.path())
+                && let Err(e) = self.take_down(&entry.path())
             {
                 tracing::warn!("cannot detach from {name}: {e}");
             }
         }
-    }
-}
-
-/// Detaches a pinned link, at once, and removes the pin.
-fn take_down(path: &Path) -> io::Result<()> {
-    if let Ok(link) = sys::get(path) {
-        // Refused when the interface is gone, and then there is nothing to detach.
-        let _ = sys::link_detach(link.as_fd());
-    }
-    match std::fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-        _ => Ok(()),
     }
 }
 

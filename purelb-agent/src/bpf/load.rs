@@ -1,5 +1,7 @@
 //! Loads the object, adopting pinned maps; and removes everything again.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -38,6 +40,8 @@ pub struct Programs {
     maps: Maps,
     log: Option<EbpfLogger<&'static dyn log::Log>>,
     clock: OwnedFd,
+    /// The links by their pins, of which one alone would keep a link too.
+    pub(super) held: RefCell<BTreeMap<PathBuf, OwnedFd>>,
     /// Keeps what is not pinned.
     ebpf: Ebpf,
 }
@@ -77,7 +81,17 @@ pub fn load(root: &Path, object: &[u8]) -> Result<Programs, BpfError> {
     }
     // What the kernel side has to say is rare: without it the data path is the same.
     let log = EbpfLogger::init(&mut ebpf).inspect_err(|error| tracing::warn!(%error, "no words from the kernel side"));
-    Ok(Programs { root: root.to_path_buf(), xdp, ingress, egress, maps, log: log.ok(), ebpf, clock })
+    Ok(Programs {
+        root: root.to_path_buf(),
+        xdp,
+        ingress,
+        egress,
+        maps,
+        log: log.ok(),
+        ebpf,
+        clock,
+        held: RefCell::default(),
+    })
 }
 
 /// Of all maps that are pinned.
