@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use purelb_tests::clients::{self, Conn};
 use purelb_tests::lab::{Lab, Options};
 use purelb_tests::load::Load;
-use purelb_tests::{each_hook_and_rules, sys};
+use purelb_tests::{each_hook, each_hook_and_rules, sys};
 
 fn two(options: Options, interfaces: &[&str]) -> Options {
     Options { uplinks: 2, interfaces: interfaces.iter().map(|name| (*name).to_owned()).collect(), ..options }
@@ -80,6 +80,28 @@ fn exit_on_link(options: Options) -> Result<()> {
     Ok(())
 }
 
+/// Uplinks are those with a default route, and that goes for a moment as a routing session ends, then moves for good
+/// while requests come the old way: connections notice nothing.
+fn default_route_flaps(options: Options) -> Result<()> {
+    let (lab, _) = Lab::serving(two(options, &[]))?;
+    let node = &lab.nodes[0];
+    // Replies have a way all the time, those of the stack to packets that no program took too.
+    node.netns.ip("route add 198.18.0.0/24 via 198.18.101.1")?;
+    node.netns.ip("-6 route add 2001:db8::/64 via 2001:db8:101::1")?;
+    let load = Load::start(&lab.client, &lab.targets(80)?)?;
+    node.netns.ip("route del default")?;
+    node.netns.ip("-6 route del default")?;
+    sys::pause(300);
+    lab.leave_by(1, 0)?;
+    sys::pause(300);
+    lab.leave_by(1, 1)?;
+    node.agent.wait_uplink("eth1", &format!("{} attached", lab.hook()))?;
+    check(&lab, "in by eth0, default route by eth1")?;
+    lab.arrive_by(1, 1)?;
+    sys::pause(150);
+    load.finish()
+}
+
 /// A bridge over the uplink, as virtual machine hosts have it. `nf`: bridged packets pass through conntrack
 /// before they reach the bridge itself (br_netfilter), so that only the port is early enough to rewrite them.
 fn bridge(interfaces: &[&str], nf: &str) -> Result<()> {
@@ -117,4 +139,5 @@ fn bridge_and_its_port_are_uplinks() -> Result<()> {
     bridge(&["eth0", "br0"], "1")
 }
 
+each_hook! { default_route_flaps }
 each_hook_and_rules! { both_are_uplinks exit_by_default_route exit_appears exit_on_link }

@@ -31,7 +31,7 @@ impl Netlink {
         let mut routes: Vec<RouteMessage> =
             self.handle.route().get(v4).execute().try_collect().await.map_err(fail("routes"))?;
         routes.extend(self.handle.route().get(v6).execute().try_collect::<Vec<_>>().await.map_err(fail("routes"))?);
-        let snapshot = snapshot(&links, &addresses, &routes, datapath);
+        let snapshot = snapshot(&links, &addresses, &routes, datapath, &mut self.carried);
         self.took(begin.elapsed());
         Ok(snapshot)
     }
@@ -42,6 +42,7 @@ fn snapshot(
     addresses: &[AddressMessage],
     routes: &[RouteMessage],
     datapath: &Datapath,
+    carried: &mut BTreeSet<u32>,
 ) -> Snapshot {
     let devices: BTreeMap<u32, Uplink> = links
         .iter()
@@ -51,8 +52,13 @@ fn snapshot(
         .collect();
     let mut problems = Vec::new();
     let wanted: BTreeSet<u32> = if datapath.interfaces.is_empty() {
-        routes.iter().filter(|r| is_default(r)).flat_map(outgoing).collect()
+        // A route that goes may come back in a moment, and requests may come this way still: without the program
+        // each of them would be answered by a reset.
+        carried.extend(routes.iter().filter(|r| is_default(r)).flat_map(outgoing));
+        carried.retain(|index| devices.contains_key(index));
+        carried.clone()
     } else {
+        carried.clear();
         datapath.interfaces.iter().flat_map(|entry| matching(entry, &devices, &mut problems)).collect()
     };
     // D1: all that lead to a net or a gateway; a route to one address alone is a pod's.

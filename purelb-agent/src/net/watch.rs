@@ -1,5 +1,6 @@
 //! The netlink connection: requests and the news of links, addresses and routes.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -21,6 +22,8 @@ pub struct Netlink {
     /// Something changed and was not told yet.
     waits: bool,
     rests: Instant,
+    /// Interfaces that had a default route since the start.
+    pub(super) carried: BTreeSet<u32>,
 }
 
 /// A routing daemon changes routes all the time, and a look lists all of them: it rests for so long...
@@ -46,6 +49,7 @@ impl Netlink {
             tasks: [tokio::spawn(watcher), tokio::spawn(requests)],
             waits: false,
             rests: Instant::now(),
+            carried: BTreeSet::new(),
         })
     }
 
