@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use purelb_common::table::TICK_SHIFT;
+use purelb_common::table::{CONFIG_KUBE_PROXY, TICK_SHIFT};
 use purelb_plan::apply::apply;
 use purelb_plan::observed::{Action, Observed};
 use purelb_plan::plan::{Planner, Settings, in_use};
@@ -79,14 +79,14 @@ impl Keeper {
     /// The kernel or netlink refuses.
     pub fn new(args: Node, folder: Folder, programs: Programs, ready: Arc<AtomicBool>) -> Result<Self, KeepError> {
         let netlink = Netlink::new()?;
-        let clock = programs.maps().clock()?;
+        let (clock, config) = (programs.maps().clock()?, programs.maps().config()?);
         let settle = Duration::from_millis(args.settle / 2).max(Duration::from_secs(1));
         let snapshot = Snapshot { node: args.node_name.clone(), pid: std::process::id(), ..Snapshot::default() };
         Ok(Self {
-            kube_proxy: KubeProxy::new(args.kube_proxy),
+            kube_proxy: KubeProxy::new(args.kube_proxy, config.flags & CONFIG_KUBE_PROXY != 0),
             // An agent that died between its first maps and its first heartbeat left tables that nothing was served by,
             // and so did one that had to take its programs down.
-            written: programs.maps().config()?.heartbeat_limit != 0 && programs.hang_somewhere(),
+            written: config.heartbeat_limit != 0 && programs.hang_somewhere(),
             planned: false,
             drain: Drain::No,
             folder,

@@ -109,7 +109,9 @@ impl Agent {
             let attached = status.get("uplinks").and_then(Value::as_array).is_some_and(|uplinks| {
                 !uplinks.is_empty() && uplinks.iter().all(|uplink| uplink.get("attached") == Some(&Value::Bool(true)))
             });
-            Ok(attached && status.get("ready") == Some(&Value::Bool(true)))
+            // What the last agent left says ready too, until this one has the lock.
+            let runs = status.pointer("/agent/alive") == Some(&Value::Bool(true));
+            Ok(runs && attached && status.get("ready") == Some(&Value::Bool(true)))
         });
         let result = result.and_then(|()| ended.map_or(Ok(()), |status| bail!("the agent ended with {status}")));
         result.with_context(|| format!("agent of {}, its log ends so:\n{}", self.node, self.log_tail()))

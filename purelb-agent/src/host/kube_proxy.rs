@@ -11,7 +11,8 @@ const LIMIT: Duration = Duration::from_millis(200);
 /// How often it is looked for until it is found.
 const EVERY: Duration = Duration::from_secs(5);
 
-/// Whether kube-proxy serves this node. Once found it stays found: its rules outlive its process.
+/// Whether kube-proxy serves this node. Once found it stays found, by the next agent too: its rules outlive
+/// its process.
 #[derive(Debug)]
 pub struct KubeProxy {
     choice: Choice,
@@ -20,10 +21,10 @@ pub struct KubeProxy {
 }
 
 impl KubeProxy {
-    /// As the command line says.
+    /// As the command line says; `found`: an agent before this one found it.
     #[must_use]
-    pub const fn new(choice: Choice) -> Self {
-        Self { choice, found: false, looked: None }
+    pub const fn new(choice: Choice, found: bool) -> Self {
+        Self { choice, found, looked: None }
     }
 
     /// It is here, or was. Cheap enough for every look; blocks for a moment where packets to loopback are lost.
@@ -62,7 +63,8 @@ mod tests {
         assert!(!answers(port));
         let mut found = KubeProxy { choice: Choice::Auto, found: true, looked: None };
         assert!(found.here());
-        assert!(KubeProxy::new(Choice::Yes).here());
+        assert!(KubeProxy::new(Choice::Yes, false).here());
+        assert!(KubeProxy::new(Choice::Auto, true).here(), "it restarts beside us");
         assert!(!KubeProxy { choice: Choice::No, found: true, looked: None }.here());
     }
 }
