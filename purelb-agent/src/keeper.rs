@@ -224,8 +224,10 @@ impl Keeper {
         }
         problems.extend(plan.problems);
         self.snapshot.services = plan.services;
-        // With no program anywhere the next tables begin anew.
-        (self.written, self.planned) = (self.drain != Drain::Over, self.drain != Drain::Over);
+        // With no program anywhere the next tables begin anew; and what stands in a file that is read later passed as
+        // long, so it begins as the others did.
+        let begun = self.drain != Drain::Over && !(live && unread);
+        (self.written, self.planned) = (begun, begun);
         if !self.snapshot.ready {
             // The tables are right now, so they may count as fresh; and fresh maps learn their seed.
             self.snapshot.ready = true;

@@ -1,5 +1,6 @@
 //! Coming to a node that kube-proxy serves, and going from it again: no connection breaks either way.
 
+use std::net::TcpListener;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -7,6 +8,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use nix::sys::signal::Signal;
 use purelb_tests::lab::{Lab, Options};
 use purelb_tests::load::{LongLived, Newcomers};
+use purelb_tests::manifests::{Port, Service};
 use purelb_tests::{clients, each_hook, each_hook_and_rules, sys};
 
 fn long_lived(lab: &Lab) -> Result<Vec<LongLived>> {
@@ -15,6 +17,16 @@ fn long_lived(lab: &Lab) -> Result<Vec<LongLived>> {
 
 fn newcomers(lab: &Lab) -> Result<Vec<Newcomers>> {
     Ok(lab.targets(80)?.into_iter().map(|to| Newcomers::start(&lab.client, to)).collect())
+}
+
+fn objects(service: &Service) -> Vec<serde_json::Value> {
+    let mut objects = vec![service.service()];
+    objects.extend(service.slices());
+    objects
+}
+
+fn served(lab: &Lab) -> Result<()> {
+    lab.targets(80)?.into_iter().try_for_each(|to| clients::spread(&lab.client, to, 5).map(drop))
 }
 
 fn nothing_is_left(lab: &Lab, ids: &[u64]) -> Result<()> {
@@ -105,9 +117,7 @@ fn adoption(options: Options) -> Result<()> {
     lab.proxy_rules(&lab.nodes[0].netns, &web)?;
     let running = long_lived(&lab)?;
     let coming = newcomers(&lab)?;
-    let mut objects = vec![web.service()];
-    objects.extend(web.slices());
-    lab.write_objects("web.yaml", &objects)?;
+    lab.write_objects("web.yaml", &objects(&web))?;
     lab.run()?;
     lab.wait_programmed(&web)?;
     sys::pause(300);
@@ -134,9 +144,7 @@ fn killed_at_the_adoption(options: Options) -> Result<()> {
     let web = lab.web()?;
     lab.proxy_rules(&lab.nodes[0].netns, &web)?;
     let running = long_lived(&lab)?;
-    let mut objects = vec![web.service()];
-    objects.extend(web.slices());
-    lab.write_objects("web.yaml", &objects)?;
+    lab.write_objects("web.yaml", &objects(&web))?;
     let agent = &mut lab.nodes[0].agent;
     let maps = agent.bpf_root().join("SLOTS");
     agent.start()?;
@@ -264,5 +272,65 @@ fn policy_changes(options: Options) -> Result<()> {
     Ok(())
 }
 
+/// A Service for which there was no room is kube-proxy's; when there is room its connections stay there.
+#[test]
+fn room_comes_late() -> Result<()> {
+    let options = Options { agent_args: vec!["--kube-proxy", "yes", "--live", "no"], ..Options::new("tcx") };
+    let lab = Lab::start(options)?;
+    let web = lab.web()?;
+    lab.proxy_rules(&lab.nodes[0].netns, &web)?;
+    let filler = (0..33_u16).map(|n| {
+        let ports = (0..250).map(|port| Port::new(&format!("p{port}"), 1000 + port, 8080, "TCP")).collect();
+        let vips = vec![format!("203.0.113.{}", 10 + n).parse()?];
+        Ok(Service { name: format!("filler{n}"), vips, ports, endpoints: Vec::new(), ..web.clone() }.service())
+    });
+    lab.write_objects("filler.yaml", &filler.collect::<Result<Vec<_>>>()?)?;
+    lab.nodes[0].agent.wait_problem(&["no room in the tables"])?;
+    lab.write_objects("web.yaml", &objects(&web))?;
+    lab.nodes[0].agent.wait_problem(&["no room in the tables", "203.0.113.1 port 80"])?;
+    sys::pause(500);
+    let running = long_lived(&lab).context("without room kube-proxy serves")?;
+    std::fs::remove_file(lab.manifests().join("filler.yaml"))?;
+    lab.wait_programmed(&web)?;
+    sys::pause(500);
+    running.into_iter().try_for_each(|one| one.finish().map(drop))
+}
+
+/// The same of a Service whose file could not be read when the agent came to the node.
+fn read_late(options: Options) -> Result<()> {
+    let mut lab = Lab::build(Options { agent_args: vec!["--kube-proxy", "yes"], ..options })?;
+    let web = lab.web()?;
+    lab.proxy_rules(&lab.nodes[0].netns, &web)?;
+    lab.write("web.yaml", "apiVersion: v1\n\tkind: Service\n")?;
+    lab.run()?;
+    let running = long_lived(&lab)?;
+    lab.apply(&web)?;
+    sys::pause(500);
+    running.into_iter().try_for_each(|one| one.finish().map(drop))
+}
+
+/// kube-proxy's process ends, and so does the agent's: to the next one the node is still kube-proxy's too.
+#[test]
+fn kube_proxy_restarts_too() -> Result<()> {
+    let mut lab = Lab::build(Options::new("tcx"))?;
+    let health = lab.nodes[0].netns.enter(|| TcpListener::bind("127.0.0.1:10256"))??;
+    lab.run()?;
+    let mut web = lab.web()?;
+    lab.proxy_rules(&lab.nodes[0].netns, &web)?;
+    web.local = false;
+    web.endpoints.iter_mut().for_each(|endpoint| endpoint.node = "elsewhere".to_owned());
+    lab.apply(&web)?;
+    served(&lab).context("by kube-proxy")?;
+    // The beat tells the tables.
+    sys::pause(1_500);
+    drop(health);
+    lab.nodes[0].agent.stop(Signal::SIGTERM)?;
+    lab.nodes[0].agent.start()?;
+    lab.nodes[0].agent.wait_ready()?;
+    served(&lab).context("by its rules, while it is not there")
+}
+
 each_hook_and_rules! { cleanup_under_load adoption }
-each_hook! { cleanup_when_idle cleanup_hears_the_slow killed_at_the_adoption policy_changes mode_changes silence }
+each_hook! {
+    cleanup_when_idle cleanup_hears_the_slow killed_at_the_adoption policy_changes mode_changes silence read_late
+}

@@ -285,7 +285,10 @@ impl Planner {
             };
             let alive: BTreeSet<u16> =
                 self.held(frontend, *id, front, look).keys().filter_map(|e| self.ids.get(*id, *e)).collect();
-            let (live, settings, now, id) = (look.world.live, look.settings, look.now, *id);
+            let (settings, now, id) = (look.settings, look.now, *id);
+            // What passed until now, for want of room or of a file, kube-proxy has connections of.
+            let passed = look.observed.vips.get(&frontend.vip).is_some_and(|f| f & table::VIP_UNKNOWN_PASS != 0);
+            let live = look.world.live || look.world.kube_proxy && passed;
             let job = Job { frontend, front, live, settings, now, id, base, want, alive };
             let (value, halves) = job.run(old, look.slots, &mut look.plan.actions);
             let view = Arc::new(View::new(frontend, front, |e| self.ids.get(id, e), &halves));
