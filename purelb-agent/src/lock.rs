@@ -2,7 +2,7 @@
 //! the process, however it ends.
 
 use std::fs::{self, File, TryLockError};
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -103,12 +103,27 @@ fn pid(folder: &File) -> Option<u32> {
     let meta = folder.metadata().ok()?;
     let (major, minor) = (nix::sys::stat::major(meta.dev()), nix::sys::stat::minor(meta.dev()));
     let file = format!("{major:02x}:{minor:02x}:{}", meta.ino());
-    let locks = fs::read_to_string("/proc/locks").ok()?;
-    let mut lines = locks.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-    lines.find_map(|words| match words[..] {
-        [_, "FLOCK", _, "WRITE", pid, at, ..] if at == file => pid.parse().ok(),
-        _ => None,
+    (0..TRIES).find_map(|_| {
+        let locks = locks().ok()?;
+        let mut lines = locks.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        lines.find_map(|words| match words[..] {
+            [_, "FLOCK", _, "WRITE", pid, at, ..] if at == file => pid.parse().ok(),
+            _ => None,
+        })
     })
+}
+
+/// The text of `/proc/locks`, in reads as long as the kernel gives. Between two reads it counts lines, so that a lock
+/// that somebody lets go of meanwhile makes it skip one; `fs::read_to_string` begins with a read of 32 bytes.
+fn locks() -> io::Result<String> {
+    let mut file = File::open("/proc/locks")?;
+    let (mut text, mut buffer) = (Vec::new(), vec![0; 1 << 16]);
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(String::from_utf8_lossy(&text).into_owned()),
+            n => text.extend_from_slice(buffer.get(..n).unwrap_or_default()),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -128,6 +143,27 @@ mod tests {
         drop(lock);
         assert_eq!(holder(&root), None);
         drop(take(&root).unwrap());
+    }
+
+    #[test]
+    fn the_holder_is_named_while_others_come_and_go() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = temp.path().join("purelb");
+        let _lock = take(&root).unwrap();
+        let over = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for other in 0..3 {
+                let (path, over) = (temp.path().join(format!("other-{other}")), &over);
+                scope.spawn(move || {
+                    while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                        drop(take(&path));
+                    }
+                });
+            }
+            let missed = (0..2000).filter(|_| holder(&root).and_then(|holder| holder.pid).is_none()).count();
+            over.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert_eq!(missed, 0);
+        });
     }
 
     #[test]
