@@ -38,10 +38,11 @@ impl Slots for Twin {
 }
 
 impl Twin {
-    /// Empty maps with so many slots.
+    /// Empty maps with so many slots, and room for any number of source ranges.
     #[must_use]
     pub fn new(capacity: u32) -> Self {
-        Self { observed: Observed { capacity, ..Observed::default() }, slots: Vec::new() }
+        let observed = Observed { capacity, range_capacity: u32::MAX, ..Observed::default() };
+        Self { observed, slots: Vec::new() }
     }
 
     /// One slot; 0 where none was ever written.

@@ -20,6 +20,7 @@ pub mod maglev;
 pub mod observed;
 pub mod plan;
 pub mod problem;
+mod ranges;
 mod reverse;
 pub mod slots;
 pub mod unproven;

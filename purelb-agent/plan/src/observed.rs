@@ -63,6 +63,8 @@ pub struct Observed {
     pub cluster: BTreeSet<IpNet>,
     /// Number of slots in the map `SLOTS`.
     pub capacity: u32,
+    /// Number of entries that each of `SRC_RANGES4` and `SRC_RANGES6` has room for.
+    pub range_capacity: u32,
 }
 
 /// Reads the map `SLOTS`. Apart from [`Observed`], since there are millions and a look needs few of them.

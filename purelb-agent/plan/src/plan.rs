@@ -15,12 +15,13 @@ use crate::ids::{Ids, Named, Writes};
 use crate::job::Job;
 use crate::observed::{Action, Frontend, Observed, Slots};
 use crate::problem::Problem;
+use crate::ranges::Room;
 use crate::reverse::Leads;
 use crate::slots::Step;
 use crate::unproven::Unproven;
 use crate::view::View;
 use crate::world::World;
-use crate::{maglev, slots};
+use crate::{maglev, ranges, slots};
 
 /// Times, in ticks.
 #[derive(Clone, Copy, Debug)]
@@ -135,7 +136,8 @@ impl Planner {
         self.vips(&mut look);
         let Look { gone, writes, mut plan, changed, .. } = look;
         plan.actions.extend(gone.iter().map(|frontend| Action::DeleteService(*frontend)));
-        self.ranges(observed, &changed, &gone, all, &mut plan.actions);
+        let unproven = all.then(|| self.unproven.services().collect());
+        ranges::unwanted(observed, &changed, &gone, unproven, &mut plan.actions);
         self.leads.actions(observed, self.unproven.any(), &mut plan.actions);
         cluster(world, observed, self.unproven.any(), &mut plan.actions);
         let taken = !gone.is_empty() || !writes.purges.is_empty();
@@ -172,10 +174,10 @@ impl Planner {
                 None => fresh.push((*frontend, Arc::clone(front))),
             }
         }
-        if fresh.is_empty() {
-            return;
-        }
-        let used: BTreeSet<u32> = observed.services.values().map(|s| s.id).collect();
+        let used: BTreeSet<u32> = match fresh[..] {
+            [] => BTreeSet::new(),
+            _ => observed.services.values().map(|s| s.id).collect(),
+        };
         let mut free = (0..SERVICE_IDS).filter(|id| !used.contains(id));
         for (frontend, front) in fresh {
             match free.next() {
@@ -184,6 +186,14 @@ impl Planner {
                     look.full.insert(frontend.vip);
                     look.plan.problems.push(no_room(&front, &frontend));
                 }
+            }
+        }
+        let mut room: Option<Room> = None;
+        for (frontend, (id, front)) in &mut look.changed {
+            let needs = ranges::missing(*id, front, observed).next().is_some();
+            if needs && !room.get_or_insert_with(|| Room::new(observed)).take(*id, front, observed) {
+                look.plan.problems.push(no_room_for_ranges(front, frontend));
+                *front = ranges::passed(front);
             }
         }
     }
@@ -271,9 +281,8 @@ impl Planner {
             if look.writes.missing.contains(id) {
                 problems.push(no_room(front, frontend));
             }
-            for range in front.ranges.iter().filter(|r| !look.observed.ranges.contains_key(&(*id, **r))) {
-                look.plan.actions.push(Action::PutRange(*id, *range));
-            }
+            let puts = ranges::missing(*id, front, look.observed).map(|range| Action::PutRange(*id, range));
+            look.plan.actions.extend(puts);
             let owners =
                 tables.entry((front.usable.clone(), length)).or_insert_with(|| maglev::table(&front.usable, length));
             let want: Vec<u16> = if owners.is_empty() {
@@ -309,29 +318,6 @@ impl Planner {
         let stays = |v: &&IpAddr| self.desired.vips.contains_key(*v) || self.unproven.has_vip(v);
         let gone = observed.vips.keys().filter(|v| !stays(v));
         look.plan.actions.extend(gone.map(|vip| Action::DeleteVip(*vip)));
-    }
-
-    /// Source ranges that nobody wants any more.
-    fn ranges(
-        &self,
-        observed: &Observed,
-        changed: &BTreeMap<Frontend, (u32, Arc<Front>)>,
-        gone: &[Frontend],
-        all: bool,
-        actions: &mut Vec<Action>,
-    ) {
-        let wanted: BTreeMap<u32, &Front> = changed.values().map(|(id, front)| (*id, &**front)).collect();
-        let unproven: BTreeSet<u32> = self.unproven.services().collect();
-        let gone: BTreeSet<u32> = gone.iter().filter_map(|f| observed.services.get(f)).map(|s| s.id).collect();
-        for (id, range) in observed.ranges.keys() {
-            let unwanted = match wanted.get(id) {
-                Some(front) => !front.ranges.contains(range),
-                None => all && !unproven.contains(id) || gone.contains(id),
-            };
-            if unwanted {
-                actions.push(Action::DeleteRange(*id, *range));
-            }
-        }
     }
 }
 
@@ -380,6 +366,21 @@ fn no_room(front: &Front, frontend: &Frontend) -> Problem {
         field: "spec.ports".to_owned(),
         message: format!("no room in the tables for {} port {}: left to kube-proxy", frontend.vip, frontend.port),
         remedy: "spread the Services over more nodes".to_owned(),
+        origin: front.origin.clone(),
+    }
+}
+
+fn no_room_for_ranges(front: &Front, frontend: &Frontend) -> Problem {
+    Problem {
+        object: format!("Service {}", front.service),
+        field: "spec.loadBalancerSourceRanges".to_owned(),
+        message: format!(
+            "no room in the tables for {} source ranges of {} port {}: left to kube-proxy",
+            front.ranges.len(),
+            frontend.vip,
+            frontend.port
+        ),
+        remedy: "name fewer and wider ranges".to_owned(),
         origin: front.origin.clone(),
     }
 }

@@ -21,6 +21,8 @@ mod chance;
 mod maps;
 #[path = "laws/model.rs"]
 mod model;
+#[path = "laws/room.rs"]
+mod room;
 #[path = "laws/unread.rs"]
 mod unread;
 
@@ -282,6 +284,7 @@ fn memory_overlooks_nothing() {
         let (mut planner, mut twin, mut world) = (Planner::default(), empty(), any_world(&mut chance));
         // A small array: growth and newcomers find no room now and then.
         twin.observed.capacity = if seed % 3 == 0 { 16 << 10 } else { 1 << 20 };
+        twin.observed.range_capacity = if seed % 2 == 0 { 3 } else { 100 };
         for now in 100..140 {
             let other = any_world(&mut chance);
             for (name, service) in other.services {

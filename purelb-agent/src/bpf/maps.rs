@@ -21,6 +21,7 @@ use super::{BpfError, Events};
 pub struct Table<K, V> {
     raw: RawMap,
     path: PathBuf,
+    entries: u32,
     kind: PhantomData<(K, V)>,
 }
 
@@ -181,17 +182,22 @@ impl<A: Address> Tables<A> {
 impl<K: Pod, V: Pod> Table<K, V> {
     pub(super) fn open(root: &Path, name: &str) -> Result<Self, BpfError> {
         let path = root.join(name);
-        let (fd, _) = open_map(&path, size_of::<K>(), size_of::<V>())?;
+        let (fd, entries) = open_map(&path, size_of::<K>(), size_of::<V>())?;
         // Arrays hand out whole 8 bytes only inside the kernel; system calls copy the value's size.
-        Ok(Self { raw: RawMap::new(fd, size_of::<K>(), size_of::<V>()), path, kind: PhantomData })
+        Ok(Self { raw: RawMap::new(fd, size_of::<K>(), size_of::<V>()), path, entries, kind: PhantomData })
     }
 
     fn open_per_cpu(root: &Path, name: &str) -> Result<Self, BpfError> {
         let path = root.join(name);
-        let (fd, _) = open_map(&path, size_of::<K>(), size_of::<V>())?;
+        let (fd, entries) = open_map(&path, size_of::<K>(), size_of::<V>())?;
         let cpus = sys::possible_cpus().map_err(|e| BpfError::syscall("reading the possible CPUs", &path, e))?;
         let stride = size_of::<V>().next_multiple_of(8);
-        Ok(Self { raw: RawMap::new(fd, size_of::<K>(), stride.saturating_mul(cpus)), path, kind: PhantomData })
+        Ok(Self { raw: RawMap::new(fd, size_of::<K>(), stride.saturating_mul(cpus)), path, entries, kind: PhantomData })
+    }
+
+    /// How many it has room for.
+    pub(super) const fn entries(&self) -> u32 {
+        self.entries
     }
 
     fn fail(&self, call: &'static str) -> impl FnOnce(io::Error) -> BpfError {

@@ -15,7 +15,8 @@ use super::{BpfError, Maps};
 impl Maps {
     /// The maps as they are now.
     pub fn observe(&self) -> Result<Observed, BpfError> {
-        let mut observed = Observed { capacity: self.slots.len(), ..Observed::default() };
+        let mut observed =
+            Observed { capacity: self.slots.len(), range_capacity: self.v4.ranges.entries(), ..Observed::default() };
         read(&self.v4, Family::V4, &mut observed)?;
         read(&self.v6, Family::V6, &mut observed)?;
         Ok(observed)
