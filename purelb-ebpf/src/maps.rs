@@ -343,6 +343,12 @@ pub fn read_clock() {
     unsafe { ((*clock).jiffies, (*clock).nanoseconds) = (jiffies, nanoseconds) };
 }
 
+/// The tables count as stale (D17).
+#[inline(always)]
+pub fn silent() -> bool {
+    config().is_some_and(|config| stale(config, tick()))
+}
+
 /// Ticks of the agent's silence when the tables count as stale (D17); once for each silence.
 #[inline(always)]
 pub fn lapsed() -> Option<u32> {

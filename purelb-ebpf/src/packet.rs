@@ -15,7 +15,7 @@ use aya_ebpf::programs::{TcContext, XdpContext};
 use purelb_common::csum;
 use purelb_common::parse::{Frame, Ip, TCP};
 
-use crate::maps::uplink_mac;
+use crate::maps::{silent, uplink_mac};
 
 /// An address and port before and after, host-order ports.
 #[repr(C, align(8))]
@@ -193,7 +193,9 @@ impl Packet for Xdp {
     fn other_host(&self) -> bool {
         let (Some(mac), Some([a, b, c, d, e, f])) = (uplink_mac(self.ifindex()), self.load(0)) else { return false };
         // Broadcast and multicast frames have the lowest bit of the first byte set.
-        a & 1 == 0 && u64::from_le_bytes([a, b, c, d, e, f, 0, 0]) != mac
+        let other = a & 1 == 0 && u64::from_le_bytes([a, b, c, d, e, f, 0, 0]) != mac;
+        // Without an agent nobody would tell the program that the device has got this address.
+        other && !silent()
     }
 }
 

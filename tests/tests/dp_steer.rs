@@ -129,10 +129,14 @@ fn other_host() -> Result<()> {
     let multicast = Packet { mac: [1, 0, 0x5e, 0, 0, 1], ..syn(WEB) };
     let rows = [
         row("another MAC address", mine, packet.clone(), Reason::PassedOtherHost, None),
-        row("a port of a bridge: any MAC address", nothing, packet, Reason::Forwarded, Some(WEB_POD)),
+        row("a port of a bridge: any MAC address", nothing, packet.clone(), Reason::Forwarded, Some(WEB_POD)),
         row("multicast MAC address", mine, multicast, Reason::Forwarded, Some(WEB_POD)),
     ];
-    check(&rows, &BOTH, &FAMILIES)
+    check(&rows, &BOTH, &FAMILIES)?;
+    // Nobody told XDP of the device's new address; tcx has the kernel's word for it.
+    let silent: SetUp = |w| w.uplink([0; 6]).and_then(|()| stale(w));
+    check(&[row("silent agent", silent, packet.clone(), Reason::PassedStale, None)], &[Hook::Xdp], &FAMILIES)?;
+    check(&[row("silent agent", silent, packet, Reason::PassedOtherHost, None)], &[Hook::Tcx], &FAMILIES)
 }
 
 /// A socket of the node that waits for UDP answers takes what no Service has.

@@ -31,6 +31,7 @@ impl Netlink {
         let mut routes: Vec<RouteMessage> =
             self.handle.route().get(v4).execute().try_collect().await.map_err(fail("routes"))?;
         routes.extend(self.handle.route().get(v6).execute().try_collect::<Vec<_>>().await.map_err(fail("routes"))?);
+        self.macs = links.iter().filter_map(|link| Some((link.header.index, mac(link)?.to_vec()))).collect();
         let snapshot = snapshot(&links, &addresses, &routes, datapath, &mut self.carried);
         self.took(begin.elapsed());
         Ok(snapshot)
@@ -78,14 +79,13 @@ fn device(link: &LinkMessage) -> Uplink {
         kind: String::new(),
         mtu: 0,
         up: link.header.flags.contains(LinkFlags::Up),
-        mac: None,
+        mac: mac(link).and_then(|mac| mac.try_into().ok()),
     };
     let mut port = false;
     for attribute in &link.attributes {
         match attribute {
             LinkAttribute::IfName(name) => device.name.clone_from(name),
             LinkAttribute::Mtu(mtu) => device.mtu = *mtu,
-            LinkAttribute::Address(bytes) => device.mac = bytes.as_slice().try_into().ok(),
             LinkAttribute::Controller(index) => port = *index != 0,
             LinkAttribute::LinkInfo(infos) => {
                 for info in infos {
@@ -101,6 +101,14 @@ fn device(link: &LinkMessage) -> Uplink {
         device.mac = None;
     }
     device
+}
+
+/// Its address, of whatever length.
+pub(super) fn mac(link: &LinkMessage) -> Option<&[u8]> {
+    link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Address(mac) => Some(mac.as_slice()),
+        _ => None,
+    })
 }
 
 fn is_default(route: &RouteMessage) -> bool {

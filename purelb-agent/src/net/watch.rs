@@ -1,11 +1,11 @@
 //! The netlink connection: requests and the news of links, addresses and routes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::channel::mpsc::UnboundedReceiver;
-use rtnetlink::packet_core::NetlinkMessage;
+use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::sys::SocketAddr;
 use rtnetlink::{Handle, MulticastGroup};
@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::NetError;
+use super::observe::mac;
 
 /// A netlink socket of this network namespace.
 pub struct Netlink {
@@ -24,6 +25,8 @@ pub struct Netlink {
     rests: Instant,
     /// Interfaces that had a default route since the start.
     pub(super) carried: BTreeSet<u32>,
+    /// MAC addresses of the interfaces as they were listed last.
+    pub(super) macs: BTreeMap<u32, Vec<u8>>,
 }
 
 /// A routing daemon changes routes all the time, and a look lists all of them: it rests for so long...
@@ -50,20 +53,36 @@ impl Netlink {
             waits: false,
             rests: Instant::now(),
             carried: BTreeSet::new(),
+            macs: BTreeMap::new(),
         })
     }
 
-    /// Resolves when anything changed since the last call: at once, but so many times a second at most. Loses nothing
-    /// when it is dropped half-way.
+    /// Resolves when anything changed since the last call: at once, but so many times a second at most. Only for an
+    /// interface with another MAC address nothing rests: until the programs know it, XDP takes frames to it for
+    /// another host's. Loses nothing when it is dropped half-way.
     pub async fn changed(&mut self) -> Result<(), NetError> {
-        if !self.waits {
-            self.news.next().await.ok_or(NetError::Closed)?;
-            self.waits = true;
+        loop {
+            tokio::select! {
+                biased;
+                message = self.news.next() => {
+                    self.waits = true;
+                    if self.readdressed(&message.ok_or(NetError::Closed)?.0) {
+                        break;
+                    }
+                }
+                () = tokio::time::sleep_until(self.rests), if self.waits => break,
+            }
         }
-        tokio::time::sleep_until(self.rests).await;
         while self.news.try_recv().is_ok() {}
         (self.waits, self.rests) = (false, Instant::now() + PACE);
         Ok(())
+    }
+
+    fn readdressed(&self, message: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
+        let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) = &message.payload else { return false };
+        let known = self.macs.get(&link.header.index).map(Vec::as_slice);
+        let mac = mac(link);
+        known.is_some() && mac.is_some() && known != mac
     }
 
     /// Says how long it took to list what there is.
