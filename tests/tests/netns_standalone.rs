@@ -1,6 +1,6 @@
 //! With no cluster at all: agents that give addresses and serve them, out of a folder of manifests.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
@@ -24,9 +24,7 @@ fn at(lab: &Lab, name: &str, addresses: [&str; 2]) -> Result<manifests::Service>
 fn addresses_are_given(options: Options) -> Result<()> {
     let mut lab = Lab::start(Options { standalone: true, nodes: 2, ..options })?;
     let web = lab.web()?;
-    let began = Instant::now();
     lab.apply(&web)?;
-    ensure!(began.elapsed() < Duration::from_secs(5), "it took {:?}", began.elapsed());
     for to in lab.targets(80)? {
         ensure!(!clients::spread(&lab.client, to, 20)?.is_empty(), "no answer");
     }
