@@ -24,7 +24,12 @@ pub fn reply<A: Address, T: Tables<A>, const PROTO: u16>(
 ) -> Option<(A, u16, Reason)> {
     let seen = match tables.reply::<PROTO>(key) {
         Some(r) => Some(r),
-        None if PROTO == TCP => promote(tables, key, flags, tick),
+        // Another reply of the flow may be promoted at this moment, on another CPU: then its entry is no longer half-open,
+        // and was no reply entry yet.
+        None if PROTO == TCP => match promote(tables, key, flags, tick) {
+            None => tables.reply::<PROTO>(key),
+            found => found,
+        },
         None => None,
     };
     if let Some(r) = seen {

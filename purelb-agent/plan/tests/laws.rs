@@ -21,6 +21,8 @@ mod chance;
 mod maps;
 #[path = "laws/model.rs"]
 mod model;
+#[path = "laws/race.rs"]
+mod race;
 #[path = "laws/room.rs"]
 mod room;
 #[path = "laws/unread.rs"]

@@ -32,6 +32,8 @@ pub struct Maps {
     affinity: RefCell<BTreeMap<AffinityKey<Addr>, Affinity>>,
     half_open: RefCell<BTreeMap<ReplyKey<Addr>, Reply<Addr>>>,
     replies: RefCell<BTreeMap<ReplyKey<Addr>, Reply<Addr>>>,
+    /// Another CPU promotes a half-open entry just before it is read.
+    pub raced: Cell<bool>,
 }
 
 impl Maps {
@@ -45,10 +47,10 @@ impl Maps {
         let _ = self.send::<6>(config, vip, flow, 0x04, tick);
     }
 
-    /// The endpoint's answer to a TCP packet.
-    pub fn answer(&self, config: &Config, (client, client_port, _): Name, pod: Addr, tick: u32) {
+    /// The endpoint's answer to a TCP packet: the VIP that it seems to come from, if it is translated.
+    pub fn answer(&self, config: &Config, (client, client_port, _): Name, pod: Addr, tick: u32) -> Option<Addr> {
         let key = ReplyKey { pod, client, pod_port: 8080, client_port, proto: 6 };
-        let _ = reply::reply::<Addr, _, 6>(self, config, &key, 0x10, tick);
+        reply::reply::<Addr, _, 6>(self, config, &key, 0x10, tick).map(|(vip, ..)| vip)
     }
 
     /// The same for a UDP packet.
@@ -112,6 +114,10 @@ impl Tables<Addr> for Maps {
         self.affinity.borrow_mut().insert(*key, *value);
     }
     fn half_open(&self, key: &ReplyKey<Addr>) -> Option<Reply<Addr>> {
+        if self.raced.get() {
+            let promoted = self.half_open.borrow_mut().remove(key);
+            self.replies.borrow_mut().extend(promoted.map(|reply| (*key, reply)));
+        }
         self.half_open.borrow().get(key).copied()
     }
     fn put_half_open(&self, key: &ReplyKey<Addr>, value: &Reply<Addr>) {

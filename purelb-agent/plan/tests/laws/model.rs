@@ -333,7 +333,7 @@ impl Model {
             self.flows.remove(&name);
         } else {
             if let Some(pod) = owner.filter(|_| !self.kind.udp) {
-                self.maps.answer(&self.config, name, pod, self.now);
+                let _ = self.maps.answer(&self.config, name, pod, self.now);
             }
             self.flows.insert(name, (owner, self.now));
         }
