@@ -21,7 +21,7 @@ pub struct Agent {
     netns: Netns,
     role: &'static str,
     node: String,
-    source: PathBuf,
+    source: Vec<String>,
     bpf_root: PathBuf,
     state: PathBuf,
     log: PathBuf,
@@ -51,7 +51,7 @@ impl Agent {
             netns: netns.clone(),
             role: "node",
             node: node.to_owned(),
-            source: source.to_owned(),
+            source: vec!["--source".to_owned(), format!("dir:{}", source.display())],
             bpf_root,
             state: folder.join(format!("state-{node}")),
             log: folder.join(format!("{node}.log")),
@@ -66,6 +66,11 @@ impl Agent {
         self.state = state.to_owned();
     }
 
+    /// It reads a Kubernetes API instead of a folder.
+    pub fn read_cluster(&mut self, kubeconfig: &Path) {
+        self.source = vec!["--kubeconfig".to_owned(), kubeconfig.display().to_string()];
+    }
+
     /// Further arguments from the next start on.
     pub fn add_args(&mut self, more: &[&str]) {
         self.more.extend(more.iter().map(|arg| (*arg).to_owned()));
@@ -78,15 +83,14 @@ impl Agent {
             .netns
             .command(binary()?)
             .arg(self.role)
-            .arg("--source")
-            .arg(format!("dir:{}", self.source.display()))
+            .args(&self.source)
             .args(["--node-name", &self.node])
             .arg("--bpf-root")
             .arg(&self.bpf_root)
             .arg("--state")
             .arg(&self.state)
             .args(&self.more)
-            .env("RUST_LOG", "info")
+            .env("RUST_LOG", "info,kube_client=error")
             .stdin(Stdio::null())
             .stdout(copy(&log)?)
             .stderr(log)

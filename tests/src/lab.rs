@@ -7,7 +7,6 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Once;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -15,12 +14,14 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::agent::Agent;
+use crate::cluster::Cluster;
 use crate::leftovers::{self, Owner};
 use crate::manifests::{self, Endpoint, Port, Service};
 use crate::netns::Netns;
 use crate::servers::Servers;
 use crate::sys;
 
+pub mod kube;
 mod rules;
 mod wire;
 
@@ -123,6 +124,8 @@ pub struct Lab {
     pub client: Netns,
     /// Between client and nodes.
     pub router: Netns,
+    /// The control plane, where the agents read one.
+    pub cluster: Option<Cluster>,
     options: Options,
     prefix: String,
     folder: TempDir,
@@ -155,18 +158,17 @@ impl Lab {
 
     /// Builds everything but leaves the folder of manifests empty and the agents stopped.
     pub fn build(options: Options) -> Result<Self> {
-        static NUMBER: AtomicUsize = AtomicUsize::new(0);
         tear_down_on_signal();
         leftovers::remove(Owner::Dead);
         if !std::fs::read_to_string("/proc/mounts")?.contains(" /sys/fs/bpf ") {
             sys::run("mount -t bpf bpf /sys/fs/bpf")?;
         }
-        let prefix = format!("{}-{}", leftovers::own_prefix()?, NUMBER.fetch_add(1, Ordering::Relaxed));
+        let prefix = leftovers::next_prefix()?;
         let folder = TempDir::with_prefix(format!("{prefix}-"))?;
         std::fs::create_dir(folder.path().join("manifests"))?;
         let client = Netns::create(&format!("{prefix}-client"))?;
         let router = Netns::create(&format!("{prefix}-router"))?;
-        let mut lab = Self { nodes: Vec::new(), client, router, options, prefix, folder };
+        let mut lab = Self { nodes: Vec::new(), client, router, cluster: None, options, prefix, folder };
         lab.wire().context("build the lab")?;
         Ok(lab)
     }

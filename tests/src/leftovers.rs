@@ -4,6 +4,7 @@
 //! taken for it): a lab that was killed half-way is swept away by the next one.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -30,6 +31,12 @@ pub enum Owner<'a> {
 pub fn own_prefix() -> Result<String> {
     let pid = std::process::id();
     Ok(format!("{PREFIX}{pid}_{}", started(pid).context("no start time in /proc/self/stat")?))
+}
+
+/// How all names of a new lab of this process begin.
+pub fn next_prefix() -> Result<String> {
+    static NUMBER: AtomicUsize = AtomicUsize::new(0);
+    Ok(format!("{}-{}", own_prefix()?, NUMBER.fetch_add(1, Ordering::Relaxed)))
 }
 
 /// When a process began, in clock ticks since boot.

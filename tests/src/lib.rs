@@ -1,11 +1,13 @@
 //! The lab that netns tests and the demo share: client, router, nodes and pods out of network
-//! namespaces, with a real agent on every node and real servers and clients around it.
+//! namespaces, with a real agent on every node and real servers and clients around it; and a real Kubernetes
+//! control plane (`cluster`).
 
 pub mod agent;
 pub mod bench;
 pub mod capture;
 pub mod case;
 pub mod clients;
+pub mod cluster;
 pub mod lab;
 pub mod leftovers;
 pub mod load;

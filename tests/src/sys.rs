@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -55,6 +56,24 @@ pub fn wait_for(what: &str, limit: Duration, mut check: impl FnMut() -> Result<b
 /// Sleeps that many milliseconds.
 pub fn pause(milliseconds: u64) {
     thread::sleep(Duration::from_millis(milliseconds));
+}
+
+/// Does it when this process ends by itself, after `main`.
+pub fn at_exit(work: fn()) {
+    static WORK: Mutex<Vec<fn()>> = Mutex::new(Vec::new());
+    extern "C" fn last() {
+        for work in WORK.lock().map(|mut all| std::mem::take(&mut *all)).unwrap_or_default() {
+            work();
+        }
+    }
+    let first = WORK.lock().map(|mut all| {
+        all.push(work);
+        all.len() == 1
+    });
+    if first.unwrap_or_default() {
+        // SAFETY: a function of this program that does not unwind.
+        unsafe { libc::atexit(last) };
+    }
 }
 
 /// A program of somebody else, two instructions long.

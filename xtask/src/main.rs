@@ -1,6 +1,7 @@
 //! Build system of the workspace: `cargo xtask --help`.
 
 mod build;
+mod kube;
 mod lint;
 mod report;
 mod setup;

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 
 use crate::report::Report;
-use crate::{build, setup, sh};
+use crate::{build, kube, setup, sh};
 
 /// A group of tests with the same needs.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -19,6 +19,8 @@ pub enum Tier {
     Dp,
     /// Network namespaces with real traffic (root)
     Netns,
+    /// A real Kubernetes control plane (root)
+    Api,
     /// All of them
     All,
 }
@@ -28,7 +30,7 @@ pub fn run(tier: Tier, filter: Option<&str>) -> Result<()> {
     let object = build::ebpf()?;
     let mut report = Report::default();
     let wanted = |other: &Tier| tier == *other || tier == Tier::All;
-    let tiers: Vec<Tier> = [Tier::Unit, Tier::Dp, Tier::Netns].into_iter().filter(wanted).collect();
+    let tiers: Vec<Tier> = [Tier::Unit, Tier::Dp, Tier::Netns, Tier::Api].into_iter().filter(wanted).collect();
     if let Some(filter) = filter {
         named(&tiers, &object, filter)?;
     }
@@ -38,8 +40,11 @@ pub fn run(tier: Tier, filter: Option<&str>) -> Result<()> {
             if tier != Tier::Unit {
                 test.env("PURELB_AGENT_BIN", ready(&object, false)?);
             }
+            if tier == Tier::Api {
+                test.env("PURELB_KUBE_BIN", kube::control_plane()?);
+            }
             // Two labs at a time: much of one's time is waiting; more would miss each other's deadlines on few CPUs.
-            let options: &[&str] = if tier == Tier::Netns { &["--test-threads", "2"] } else { &[] };
+            let options: &[&str] = if matches!(tier, Tier::Netns | Tier::Api) { &["--test-threads", "2"] } else { &[] };
             sh::run(test.arg("--").args(filter).args(options))
         });
     }
@@ -51,6 +56,7 @@ impl Tier {
         match self {
             Self::Dp => "datapath tests",
             Self::Netns => "namespace tests",
+            Self::Api => "api tests",
             Self::Unit | Self::All => "unit tests",
         }
     }
@@ -61,6 +67,7 @@ impl Tier {
         match self {
             Self::Dp => test.args(["-p", "purelb-tests", "--test", "dp_*"]),
             Self::Netns => test.args(["-p", "purelb-tests", "--test", "netns_*"]),
+            Self::Api => test.args(["-p", "purelb-tests", "--test", "api_*"]),
             Self::Unit | Self::All => test.args(["-p", "purelb-common", "--features", "purelb-common/user"]).args([
                 "-p",
                 "purelb-plan",

@@ -23,7 +23,23 @@ pub const TEST_TOOLS: &[Tool] = &[
     Tool { program: "nft", package: "nftables" },
     Tool { program: "bpftool", package: "bpftool" },
     Tool { program: "ethtool", package: "ethtool" },
+    Tool { program: "openssl", package: "openssl" },
     Tool { program: "iperf3", package: "iperf3" },
     Tool { program: "tcpdump", package: "tcpdump" },
     Tool { program: "sysctl", package: "procps" },
+];
+
+/// A program that is built by Go from `tests/kube/go.mod`, which has its version.
+pub struct GoProgram {
+    /// Name of the file.
+    pub name: &'static str,
+    /// Package that it is built from.
+    pub package: &'static str,
+}
+
+/// What the api tests run.
+pub const CONTROL_PLANE: &[GoProgram] = &[
+    GoProgram { name: "etcd", package: "go.etcd.io/etcd/server/v3" },
+    GoProgram { name: "kube-apiserver", package: "k8s.io/kubernetes/cmd/kube-apiserver" },
+    GoProgram { name: "kube-controller-manager", package: "k8s.io/kubernetes/cmd/kube-controller-manager" },
 ];

@@ -163,6 +163,19 @@ fn address(netns: &Netns, device: &str, addresses: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// Address of the API server in a lab; the router has .1.
+pub const API: &str = "198.18.250.2";
+
+impl Lab {
+    /// Wires a control plane to the router.
+    pub(super) fn wire_api(&self, api: &Netns) -> Result<()> {
+        link(api, "eth0", &self.router, "api", true)?;
+        address(api, "eth0", &[&format!("{API}/24")])?;
+        address(&self.router, "api", &["198.18.250.1/24"])?;
+        api.ip("route add default via 198.18.250.1").map(drop)
+    }
+}
+
 fn forwarding(netns: &Netns) -> Result<()> {
     for (key, value) in [
         ("net.ipv4.ip_forward", "1"),

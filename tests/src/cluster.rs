@@ -1,0 +1,245 @@
+//! A real control plane in a network namespace of its own: etcd, kube-apiserver with RBAC, kube-controller-manager.
+//!
+//! The API answers at 127.0.0.1:6443 inside. One is shared by the tests of a program; whoever kills parts of it
+//! starts its own. It goes with the process, or with the next lab.
+
+use std::fs::OpenOptions;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, OnceLock};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::lab::tear_down_on_signal;
+use crate::leftovers::{self, Owner};
+use crate::netns::Netns;
+use crate::sys;
+
+mod client;
+mod objects;
+pub mod tenant;
+
+pub use client::{Client, Refused, refusal};
+pub use objects::{manifests, path};
+pub use tenant::Tenant;
+
+/// The parts, in the order in which they start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// etcd
+    Etcd,
+    /// kube-apiserver
+    Api,
+    /// kube-controller-manager
+    Controllers,
+}
+
+impl Part {
+    const fn program(self) -> &'static str {
+        match self {
+            Self::Etcd => "etcd",
+            Self::Api => "kube-apiserver",
+            Self::Controllers => "kube-controller-manager",
+        }
+    }
+}
+
+/// A control plane.
+#[derive(Debug)]
+pub struct Cluster {
+    /// Where it runs.
+    pub netns: Netns,
+    children: Mutex<Vec<(Part, Child)>>,
+    prefix: String,
+    folder: TempDir,
+}
+
+impl Cluster {
+    /// The one of this process, with our CRDs and what `deploy/base` gives the roles.
+    pub fn shared() -> Result<&'static Self> {
+        static SHARED: OnceLock<Result<Cluster, String>> = OnceLock::new();
+        let made = SHARED.get_or_init(|| {
+            sys::at_exit(|| leftovers::remove(Owner::This));
+            Self::start().map_err(|error| format!("{error:#}"))
+        });
+        made.as_ref().map_err(|error| anyhow!("no control plane: {error}"))
+    }
+
+    /// Starts one and waits until it serves.
+    pub fn start() -> Result<Self> {
+        tear_down_on_signal();
+        leftovers::remove(Owner::Dead);
+        let prefix = leftovers::next_prefix()?;
+        let folder = TempDir::with_prefix(format!("{prefix}-"))?;
+        let netns = Netns::create(&format!("{prefix}-api"))?;
+        let cluster = Self { netns, children: Mutex::default(), prefix, folder };
+        cluster.write_users()?;
+        for part in [Part::Etcd, Part::Api, Part::Controllers] {
+            cluster.run(part)?;
+        }
+        cluster.wait_served()?;
+        cluster.install()?;
+        Ok(cluster)
+    }
+
+    /// Starts a part; it need not answer yet.
+    pub fn run(&self, part: Part) -> Result<()> {
+        let path = |name: &str| self.folder.path().join(name).display().to_string();
+        let log = OpenOptions::new().create(true).append(true).open(path(&format!("{}.log", part.program())))?;
+        let mut command = self.netns.command(programs()?.join(part.program()));
+        match part {
+            Part::Etcd => command.args(["--unsafe-no-fsync", "--data-dir", &path("etcd")]),
+            Part::Api => command
+                .args(["--etcd-servers=http://127.0.0.1:2379", "--cert-dir", &path("certs")])
+                .args(["--service-account-issuer=https://kubernetes.default.svc", "--authorization-mode=RBAC"])
+                .args(["--service-account-key-file", &path("sa.key"), "--service-account-signing-key-file"])
+                .args([&path("sa.key"), "--token-auth-file", &path("tokens.csv")])
+                .args(["--service-cluster-ip-range=10.96.0.0/16,fd00:96::/112", "--secure-port=6443"])
+                .args(["--advertise-address=198.18.250.2", "--bind-address=0.0.0.0", "--v=1"]),
+            Part::Controllers => command
+                .args(["--kubeconfig", &path("admin"), "--controllers=*", "--leader-elect=false"])
+                .args(["--allocate-node-cidrs=false", "--service-account-private-key-file", &path("sa.key")])
+                // No kubelet tells that its node lives.
+                .arg("--node-monitor-grace-period=24h")
+                .args(["--kube-api-qps=500", "--kube-api-burst=1000", "--concurrent-service-endpoint-syncs=20"]),
+        };
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("start {}", part.program()))?;
+        self.children()?.push((part, child));
+        Ok(())
+    }
+
+    /// Kills a part, as a crash would.
+    pub fn kill(&self, part: Part) -> Result<()> {
+        let mut children = self.children()?;
+        let at = children.iter().position(|(one, _)| *one == part).context("it does not run")?;
+        let (_, mut child) = children.remove(at);
+        child.kill().context("kill it")?;
+        child.wait().context("wait for its end").map(drop)
+    }
+
+    /// Sends a signal to a part.
+    pub fn signal(&self, part: Part, signal: Signal) -> Result<()> {
+        let children = self.children()?;
+        let (_, child) = children.iter().find(|(one, _)| *one == part).context("it does not run")?;
+        kill(Pid::from_raw(i32::try_from(child.id())?), signal).context("signal it")
+    }
+
+    /// Waits until the API server is ready.
+    pub fn wait_served(&self) -> Result<()> {
+        let served = sys::wait_for("the API server is ready", Duration::from_secs(60), || {
+            self.ended()?;
+            let client = self.admin()?;
+            client.raw("GET", "/readyz", None).map(|_| true)
+        });
+        served.with_context(|| self.logs())
+    }
+
+    fn ended(&self) -> Result<()> {
+        for (part, child) in self.children()?.iter_mut() {
+            if let Some(status) = child.try_wait()? {
+                bail!("{} ended with {status}", part.program());
+            }
+        }
+        Ok(())
+    }
+
+    /// The CRDs and the roles.
+    fn install(&self) -> Result<()> {
+        let admin = self.admin()?;
+        for object in manifests("deploy/crds")? {
+            admin.apply(&object)?;
+        }
+        for crd in ["servicegroups", "lbnodeagents"] {
+            sys::wait_for("the CRD is served", Duration::from_secs(20), || {
+                admin.raw("GET", &format!("/apis/purelb.io/v2/{crd}"), None).map(|_| true)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Whose token the API knows; everybody else is impersonated.
+    fn write_users(&self) -> Result<()> {
+        let folder = self.folder.path();
+        std::fs::write(folder.join("tokens.csv"), "admin,admin,admin,\"system:masters\"\n")?;
+        std::fs::write(folder.join("admin"), kubeconfig("admin", "127.0.0.1").to_string())?;
+        sys::output(Command::new("openssl").args(["genrsa", "-out"]).arg(folder.join("sa.key"))).map(drop)
+    }
+
+    /// A kubeconfig of a service account, for the API at that address.
+    pub fn account(&self, address: &str, namespace: &str, account: &str) -> Result<PathBuf> {
+        let path = self.folder.path().join(format!("{namespace}-{account}"));
+        let mut config = kubeconfig("admin", address);
+        let user = &mut config["users"][0]["user"];
+        user["as"] = format!("system:serviceaccount:{namespace}:{account}").into();
+        user["as-groups"] = json!(["system:serviceaccounts", "system:authenticated"]);
+        std::fs::write(&path, config.to_string())?;
+        Ok(path)
+    }
+
+    /// A folder for the files of tests.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// What the API is asked by, with all rights.
+    pub fn admin(&self) -> Result<Client> {
+        Client::new(&self.netns, "admin")
+    }
+
+    fn children(&self) -> Result<std::sync::MutexGuard<'_, Vec<(Part, Child)>>> {
+        self.children.lock().map_err(|_| anyhow!("a test panicked while it held the control plane"))
+    }
+
+    /// The last lines of all logs.
+    #[must_use]
+    pub fn logs(&self) -> String {
+        let mut all = String::new();
+        for part in [Part::Etcd, Part::Api, Part::Controllers] {
+            let name = format!("{}.log", part.program());
+            let text = std::fs::read_to_string(self.folder.path().join(&name)).unwrap_or_default();
+            let lines: Vec<_> = text.lines().collect();
+            let tail = lines.get(lines.len().saturating_sub(15)..).unwrap_or_default().join("\n");
+            all.push_str(&format!("--- {name} ---\n{tail}\n"));
+        }
+        all
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        // The API server hangs on SIGTERM once etcd is gone, and nothing of it is needed any more.
+        for (_, child) in self.children.lock().iter_mut().flat_map(|children| children.iter_mut()) {
+            drop(child.kill());
+            drop(child.wait());
+        }
+        leftovers::remove(Owner::Lab(&self.prefix));
+    }
+}
+
+fn kubeconfig(token: &str, address: &str) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "lab",
+        "clusters": [{"name": "lab", "cluster": {"server": format!("https://{address}:6443"), "insecure-skip-tls-verify": true}}],
+        "users": [{"name": "lab", "user": {"token": token}}],
+        "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "lab"}}],
+    })
+}
+
+/// The folder of etcd, kube-apiserver and kube-controller-manager.
+fn programs() -> Result<PathBuf> {
+    let named = ["PURELB_KUBE_BIN", "KUBEBUILDER_ASSETS"].into_iter().find_map(std::env::var_os);
+    named.map(PathBuf::from).context("no Kubernetes: `cargo xtask test api` builds it, or set KUBEBUILDER_ASSETS")
+}

@@ -1,0 +1,239 @@
+//! An installation of its own in a shared control plane: a namespace with the roles of `deploy/base`, a class of
+//! Services, and allocators that run under those roles.
+
+use std::fs::OpenOptions;
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+use super::objects::manifests;
+use super::{Client, Cluster};
+use crate::agent::binary;
+use crate::sys;
+
+/// Where the manifests install to.
+pub const INSTALL: &str = "purelb-system";
+
+/// An installation.
+#[derive(Debug)]
+pub struct Tenant<'a> {
+    /// The control plane.
+    pub cluster: &'a Cluster,
+    /// Its namespace, which its Services are in too.
+    pub namespace: String,
+    /// All rights.
+    pub admin: Client,
+}
+
+/// A running allocator.
+#[derive(Debug)]
+pub struct Allocator {
+    child: Option<Child>,
+    log: PathBuf,
+}
+
+impl<'a> Tenant<'a> {
+    /// In a namespace of that name.
+    pub fn new(cluster: &'a Cluster, name: &str) -> Result<Self> {
+        let admin = cluster.admin()?;
+        admin.apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}))?;
+        for object in manifests("deploy/base")? {
+            let kind = object["kind"].as_str().unwrap_or_default();
+            if kind.contains("Role") || kind == "ServiceAccount" {
+                admin.apply(&moved(&object, name)?)?;
+            }
+        }
+        Ok(Self { cluster, namespace: name.to_owned(), admin })
+    }
+
+    /// Its class of Services.
+    #[must_use]
+    pub fn class(&self) -> String {
+        format!("purelb.io/{}", self.namespace)
+    }
+
+    /// Starts an allocator of its class.
+    pub fn allocator(&self, more: &[&str]) -> Result<Allocator> {
+        let class = self.class();
+        let mut all = vec!["--default-announcer", "none", "--load-balancer-class", &class];
+        all.extend(more);
+        Allocator::start(self.cluster, &self.namespace, &all)
+    }
+
+    /// Makes a ServiceGroup.
+    pub fn group(&self, name: &str, spec: Value) -> Result<Value> {
+        self.admin.apply(&json!({
+            "apiVersion": "purelb.io/v2", "kind": "ServiceGroup",
+            "metadata": {"name": name, "namespace": self.namespace}, "spec": spec,
+        }))
+    }
+
+    /// A Service of its class, whose `spec` and annotations are more than the default.
+    #[must_use]
+    pub fn service(&self, name: &str, annotations: Value, spec: Value) -> Value {
+        let mut object = json!({
+            "apiVersion": "v1", "kind": "Service",
+            "metadata": {"name": name, "namespace": self.namespace, "annotations": annotations},
+            "spec": {
+                "type": "LoadBalancer", "loadBalancerClass": self.class(), "allocateLoadBalancerNodePorts": false,
+                "ports": [{"name": "http", "port": 80, "protocol": "TCP"}], "selector": {"app": name},
+            },
+        });
+        for (key, value) in spec.as_object().into_iter().flatten() {
+            object["spec"][key] = value.clone();
+        }
+        object
+    }
+
+    /// Makes one.
+    pub fn create(&self, name: &str, annotations: Value, spec: Value) -> Result<Value> {
+        self.admin.create(&self.service(name, annotations, spec))
+    }
+
+    /// Makes one and waits for the condition; its addresses with spaces, or the reason why it has none.
+    pub fn asks(&self, name: &str, annotations: Value, spec: Value) -> Result<String> {
+        self.create(name, annotations, spec)?;
+        self.answer(name)
+    }
+
+    /// What a Service got: its addresses with spaces, or the reason why it has none.
+    pub fn answer(&self, name: &str) -> Result<String> {
+        let service = self.wait(name, "has the condition", |service| condition(service).is_some())?;
+        Ok(said(&service))
+    }
+
+    /// Waits until a Service is as `wanted` says.
+    pub fn wait(&self, name: &str, what: &str, wanted: impl FnMut(&Value) -> bool) -> Result<Value> {
+        self.admin.wait("Service", (&self.namespace, name), what, wanted)
+    }
+
+    /// A Service as it is.
+    pub fn get(&self, name: &str) -> Result<Value> {
+        self.admin.get("Service", &self.namespace, name)
+    }
+
+    /// Deletes one.
+    pub fn delete(&self, name: &str) -> Result<()> {
+        self.admin.delete("Service", &self.namespace, name)
+    }
+
+    /// What its allocators wrote last.
+    #[must_use]
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(log(self.cluster, &self.namespace)).unwrap_or_default()
+    }
+}
+
+impl Drop for Tenant<'_> {
+    fn drop(&mut self) {
+        let log = self.log();
+        let lines: Vec<_> = log.lines().collect();
+        eprintln!("{}", lines.get(lines.len().saturating_sub(30)..).unwrap_or_default().join("\n"));
+    }
+}
+
+fn log(cluster: &Cluster, namespace: &str) -> PathBuf {
+    cluster.folder().join(format!("{namespace}-allocator.log"))
+}
+
+/// The condition of a Service.
+#[must_use]
+pub fn condition(service: &Value) -> Option<&Value> {
+    let all = service["status"]["conditions"].as_array()?;
+    all.iter().find(|condition| condition["type"] == "purelb.io/Allocated")
+}
+
+/// Its addresses with spaces, or the reason why it has none.
+#[must_use]
+pub fn said(service: &Value) -> String {
+    match condition(service) {
+        Some(found) if found["status"] != "True" => found["reason"].as_str().unwrap_or_default().to_owned(),
+        _ => ingress(service).join(" "),
+    }
+}
+
+/// Its addresses.
+#[must_use]
+pub fn ingress(service: &Value) -> Vec<String> {
+    let entries = service["status"]["loadBalancer"]["ingress"].as_array();
+    entries.into_iter().flatten().filter_map(|entry| entry["ip"].as_str().map(str::to_owned)).collect()
+}
+
+/// The same for an installation in another namespace.
+fn moved(object: &Value, namespace: &str) -> Result<Value> {
+    let mut object: Value = serde_json::from_str(&object.to_string().replace(INSTALL, namespace))?;
+    if object["kind"].as_str().is_some_and(|kind| kind.starts_with("Cluster")) {
+        for place in ["/metadata/name", "/roleRef/name"] {
+            if let Some(Value::String(name)) = object.pointer_mut(place) {
+                name.push(':');
+                name.push_str(namespace);
+            }
+        }
+    }
+    Ok(object)
+}
+
+impl Allocator {
+    /// Starts one, as the service account of that namespace.
+    pub fn start(cluster: &Cluster, namespace: &str, more: &[&str]) -> Result<Self> {
+        let log = log(cluster, namespace);
+        let file = OpenOptions::new().create(true).append(true).open(&log)?;
+        let child = cluster
+            .netns
+            .command(binary()?)
+            .args(["allocator", "--namespace", namespace, "--port", "0"])
+            .arg("--kubeconfig")
+            .arg(cluster.account("127.0.0.1", namespace, "allocator")?)
+            .args(more)
+            .env("RUST_LOG", "info,kube_client=error")
+            .stdin(Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file)
+            .spawn()
+            .context("start the allocator by nsenter")?;
+        Ok(Self { child: Some(child), log })
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let id = self.child.as_ref().map(Child::id).context("it does not run")?;
+        kill(Pid::from_raw(i32::try_from(id)?), signal).context("signal the allocator")
+    }
+
+    /// Sends a signal and waits for the end.
+    pub fn stop(&mut self, signal: Signal) -> Result<()> {
+        let Some(mut child) = self.child.take() else { return Ok(()) };
+        kill(Pid::from_raw(i32::try_from(child.id())?), signal).context("signal the allocator")?;
+        let ended = sys::wait_for("the allocator ends", Duration::from_secs(15), || Ok(child.try_wait()?.is_some()));
+        if ended.is_err() {
+            drop(child.kill());
+            drop(child.wait());
+        }
+        ended
+    }
+
+    /// Resident memory, bytes.
+    pub fn memory(&self) -> Result<u64> {
+        let id = self.child.as_ref().map(Child::id).context("it does not run")?;
+        let status = std::fs::read_to_string(format!("/proc/{id}/status"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+        Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
+    }
+
+    /// Its log.
+    #[must_use]
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+impl Drop for Allocator {
+    fn drop(&mut self) {
+        drop(self.stop(Signal::SIGKILL));
+    }
+}

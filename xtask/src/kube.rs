@@ -1,0 +1,89 @@
+//! The Kubernetes of the api tests: etcd, kube-apiserver and kube-controller-manager, built once from `tests/kube/go.mod`.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::sh::{self, cache_dir, quiet, say, workspace};
+use crate::tools::{CONTROL_PLANE, GoProgram};
+
+/// Folder with the programs: the one that KUBEBUILDER_ASSETS names, else that of the cache.
+pub fn control_plane() -> Result<PathBuf> {
+    if let Some(given) = env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from) {
+        if let Some(missing) = missing(&given) {
+            bail!(
+                "KUBEBUILDER_ASSETS is {}, where {missing} is missing: add it or unset the variable",
+                given.display()
+            );
+        }
+        return Ok(given);
+    }
+    let _lock = sh::lock()?;
+    let module = workspace().join("tests/kube");
+    let text = fs::read_to_string(module.join("go.mod")).context("read tests/kube/go.mod")?;
+    let version = version(&text).context("tests/kube/go.mod requires no k8s.io/kubernetes")?;
+    let place = cache_dir()?.join(format!("kubernetes-{version}"));
+    if missing(&place).is_none() {
+        return Ok(place);
+    }
+    build(&module, &place, version)?;
+    Ok(place)
+}
+
+fn missing(folder: &Path) -> Option<&'static str> {
+    CONTROL_PLANE.iter().map(|program| program.name).find(|name| !folder.join(name).is_file())
+}
+
+fn build(module: &Path, place: &Path, version: &str) -> Result<()> {
+    let Some(go) = sh::find("go") else {
+        bail!(
+            "the api tests build Kubernetes {version} and need Go: install it, or let KUBEBUILDER_ASSETS name its programs"
+        );
+    };
+    let beside = place.with_extension("building");
+    drop(fs::remove_dir_all(&beside));
+    fs::create_dir_all(&beside).with_context(|| format!("create {}", beside.display()))?;
+    let mut command = Command::new(go);
+    command.current_dir(module).env("CGO_ENABLED", "0").env_remove("GOFLAGS");
+    command.args(["build", "-mod=readonly", "-buildvcs=false", "-trimpath", "-ldflags", "-s -w", "-o"]);
+    command.arg(&beside).args(CONTROL_PLANE.iter().map(|program| program.package));
+    quiet(&format!("building Kubernetes {version} for the api tests (6 minutes, once)"), &mut command)?;
+    for GoProgram { name, package } in CONTROL_PLANE {
+        let built = beside.join(built_as(package));
+        fs::rename(&built, beside.join(name)).with_context(|| format!("rename {}", built.display()))?;
+    }
+    drop(fs::remove_dir_all(place));
+    fs::rename(&beside, place).with_context(|| format!("rename {}", beside.display()))?;
+    say(format!("Kubernetes {version}: {}", place.display()));
+    Ok(())
+}
+
+/// Go names a program after its folder; the last part of a module's path may only be its version.
+fn built_as(package: &str) -> &str {
+    let is_version = |part: &&str| {
+        part.strip_prefix('v').is_some_and(|n| !n.is_empty() && n.bytes().all(|byte| byte.is_ascii_digit()))
+    };
+    package.rsplit('/').find(|part| !is_version(part)).unwrap_or(package)
+}
+
+/// `1.36.3`
+fn version(text: &str) -> Option<&str> {
+    text.lines().find_map(|line| line.trim().trim_start_matches("require ").strip_prefix("k8s.io/kubernetes v"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn version_and_names() {
+        assert_eq!(version("module x\n\nrequire k8s.io/kubernetes v1.36.3\n"), Some("1.36.3"));
+        assert_eq!(version("require (\n\tk8s.io/kubernetes v1.36.3\n)"), Some("1.36.3"));
+        assert_eq!(version("require k8s.io/api v0.1.0"), None);
+        assert_eq!(built_as("go.etcd.io/etcd/server/v3"), "server");
+        assert_eq!(built_as("k8s.io/kubernetes/cmd/kube-apiserver"), "kube-apiserver");
+    }
+}
