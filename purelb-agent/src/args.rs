@@ -18,10 +18,12 @@ pub struct Args {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Serve this node: attach the programs and keep the tables in step with the source.
-    #[command(after_help = "Example: purelb-agent node --source dir:./manifests --node-name node1")]
+    #[command(after_help = "Example: purelb-agent node --node-name node1\n\
+        Without a cluster: purelb-agent node --source dir:./manifests --node-name node1")]
     Node(Node),
-    /// Give the Services of a folder their addresses; several may run, one of them works.
-    #[command(after_help = "Example: purelb-agent allocator --source dir:./manifests")]
+    /// Give Services their addresses; several may run, one of them works.
+    #[command(after_help = "Example: purelb-agent allocator --namespace purelb-system\n\
+        Without a cluster: purelb-agent allocator --source dir:./manifests")]
     Allocator(Allocator),
     /// Both in one process: addresses for the Services of a folder, and this node's tables.
     #[command(after_help = "Example: purelb-agent standalone --source dir:./manifests --node-name node1")]
@@ -62,16 +64,19 @@ pub struct Instance {
 /// `node`
 #[derive(Debug, ClapArgs)]
 pub struct Node {
-    /// Where the objects come from: dir:PATH, a folder of manifests.
-    #[arg(long)]
+    /// Where the objects come from: kube, the Kubernetes API, or dir:PATH, a folder of manifests.
+    #[arg(long, default_value = "kube", env = "PURELB_SOURCE")]
     pub source: String,
+    #[command(flatten)]
+    /// How to reach Kubernetes.
+    pub kube: Kube,
     /// This node's name, as in EndpointSlices.
     #[arg(long, env = "PURELB_NODE_NAME")]
     pub node_name: String,
     #[command(flatten)]
     /// The instance.
     pub instance: Instance,
-    /// Folder for the agent's own state [default: PATH/state].
+    /// Folder for what Kubernetes would keep in status, with a folder of manifests [default: PATH/state].
     #[arg(long)]
     pub state: Option<PathBuf>,
     /// kube-proxy serves this node too, and what is not balanced here is left to it; auto: it answers on
@@ -103,10 +108,13 @@ pub struct Node {
 /// `allocator`
 #[derive(Debug, ClapArgs)]
 pub struct Allocator {
-    /// Where the objects come from: dir:PATH, a folder of manifests.
-    #[arg(long)]
+    /// Where the objects come from: kube, the Kubernetes API, or dir:PATH, a folder of manifests.
+    #[arg(long, default_value = "kube", env = "PURELB_SOURCE")]
     pub source: String,
-    /// Folder for what is given [default: PATH/state].
+    #[command(flatten)]
+    /// How to reach Kubernetes.
+    pub kube: Kube,
+    /// Folder for what is given, with a folder of manifests [default: PATH/state].
     #[arg(long)]
     pub state: Option<PathBuf>,
     #[command(flatten)]
@@ -118,6 +126,18 @@ pub struct Allocator {
     /// Form of the log lines.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
+}
+
+/// How to reach Kubernetes.
+#[derive(Clone, Debug, ClapArgs)]
+pub struct Kube {
+    /// How to reach the Kubernetes API [default: KUBECONFIG, or the pod's service account].
+    #[arg(long)]
+    pub kubeconfig: Option<PathBuf>,
+    /// Namespace of the Leases, and the only one whose ServiceGroups count [default: the pod's; without a pod all
+    /// ServiceGroups count].
+    #[arg(long, env = "PURELB_NAMESPACE")]
+    pub namespace: Option<String>,
 }
 
 /// Whose addresses, and how.
@@ -222,16 +242,39 @@ impl Manifests {
     }
 }
 
+/// What `--source` names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The Kubernetes API.
+    Kube,
+    /// A folder, and that of the state.
+    Folder(PathBuf, PathBuf),
+}
+
+/// What `--source` names.
+///
+/// # Errors
+/// Nothing that is known.
+pub fn place(source: &str, state: Option<PathBuf>) -> anyhow::Result<Place> {
+    if source == "kube" {
+        return Ok(Place::Kube);
+    }
+    let Some(folder) = source.strip_prefix("dir:").map(PathBuf::from) else {
+        anyhow::bail!("--source {source} is unknown: use kube, or dir:PATH for a folder of manifests");
+    };
+    let state = state.unwrap_or_else(|| folder.join("state"));
+    Ok(Place::Folder(folder, state))
+}
+
 /// The folder of `--source`, and that of the state.
 ///
 /// # Errors
-/// The source is none that is known.
+/// It names no folder.
 pub fn folders(source: &str, state: Option<PathBuf>) -> anyhow::Result<(PathBuf, PathBuf)> {
-    let Some(folder) = source.strip_prefix("dir:").map(PathBuf::from) else {
-        anyhow::bail!("--source {source}: only dir:PATH is known; name a folder of manifests");
-    };
-    let state = state.unwrap_or_else(|| folder.join("state"));
-    Ok((folder, state))
+    match place(source, state)? {
+        Place::Folder(folder, state) => Ok((folder, state)),
+        Place::Kube => anyhow::bail!("--source kube: this needs a folder of manifests, as dir:PATH"),
+    }
 }
 
 /// `validate`

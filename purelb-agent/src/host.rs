@@ -24,6 +24,15 @@ pub fn check(uplinks: &[Uplink]) -> Vec<Problem> {
     out
 }
 
+/// A name that no other process has, that of the host (in a pod: of the pod) in front.
+///
+/// # Errors
+/// /proc cannot be read.
+pub fn identity() -> std::io::Result<String> {
+    let read = |file: &str| fs::read_to_string(Path::new(SYSCTL).join("kernel").join(file));
+    Ok(format!("{}_{}", read("hostname")?.trim(), read("random/uuid")?.trim()))
+}
+
 /// The node's own ephemeral ports, first and last.
 #[must_use]
 pub fn local_ports() -> (u32, u32) {

@@ -14,11 +14,12 @@ use purelb_plan::world::{Datapath, Hook, Mode};
 
 use crate::args::{Choice, Node};
 use crate::bpf::{BpfError, Links, Programs};
+use crate::cluster::watch::News;
 use crate::host::{self, KubeProxy};
 use crate::net::{self, NetError, Netlink};
 use crate::pulse;
 use crate::snapshot::{Publisher, Snapshot, Uplink};
-use crate::source::{Folder, Host, Look};
+use crate::source::{Host, Look, Source};
 
 mod drain;
 
@@ -46,7 +47,7 @@ pub enum KeepError {
 /// Holds everything that lives as long as the agent.
 pub struct Keeper {
     args: Node,
-    folder: Folder,
+    source: Source,
     kube_proxy: KubeProxy,
     /// Tables were written before, or are by now: what is new was not served by others.
     written: bool,
@@ -77,7 +78,7 @@ impl Keeper {
     ///
     /// # Errors
     /// The kernel or netlink refuses.
-    pub fn new(args: Node, folder: Folder, programs: Programs, ready: Arc<AtomicBool>) -> Result<Self, KeepError> {
+    pub fn new(args: Node, source: Source, programs: Programs, ready: Arc<AtomicBool>) -> Result<Self, KeepError> {
         let netlink = Netlink::new()?;
         let (clock, config) = (programs.maps().clock()?, programs.maps().config()?);
         let settle = Duration::from_millis(args.settle / 2).max(Duration::from_secs(1));
@@ -89,7 +90,7 @@ impl Keeper {
             written: config.heartbeat_limit != 0 && programs.hang_somewhere(),
             planned: false,
             drain: Drain::No,
-            folder,
+            source,
             programs,
             netlink,
             network: None,
@@ -107,6 +108,13 @@ impl Keeper {
             ticks_per_1000s: (u64::from(clock.hz) * 1000) >> TICK_SHIFT,
             started: Instant::now(),
         })
+    }
+
+    /// Takes in what the watches of a cluster saw.
+    pub fn hear(&mut self, news: Vec<News>) {
+        if let Source::Cluster(cluster) = &mut self.source {
+            cluster.hear(news);
+        }
     }
 
     /// Resolves when the network changed.
@@ -186,10 +194,10 @@ impl Keeper {
     /// # Errors
     /// The kernel or netlink refuses what it never should.
     pub async fn look(&mut self, look: &Look) -> Result<bool, KeepError> {
-        self.folder.look(look);
-        let mut problems = self.folder.problems();
+        self.source.look(look);
+        let mut problems = self.source.problems();
         problems.extend(self.pins.clone());
-        let Some(datapath) = self.folder.world().map(|w| w.datapath.clone()) else {
+        let Some(datapath) = self.source.world().map(|w| w.datapath.clone()) else {
             problems.extend(host::check(&[]));
             self.publish(problems);
             return Ok(false);
@@ -212,8 +220,8 @@ impl Keeper {
             Choice::No => false,
             Choice::Auto => kube_proxy && !self.written,
         };
-        self.folder.host(&network.addresses, Host { kube_proxy, live, detached: self.drain == Drain::Over });
-        let Some(world) = self.folder.world() else { return Ok(false) };
+        self.source.host(&network.addresses, Host { kube_proxy, live, detached: self.drain == Drain::Over });
+        let Some(world) = self.source.world() else { return Ok(false) };
         let unread = world.unread;
         let milliticks = u32::try_from(self.ticks_per_1000s).unwrap_or(u32::MAX);
         let settings = Settings { settle: pulse::ticks(self.ticks_per_1000s, self.args.settle), milliticks };

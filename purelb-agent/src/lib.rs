@@ -4,6 +4,7 @@
 pub mod allocator;
 pub mod args;
 pub mod bpf;
+pub mod cluster;
 pub mod commands;
 pub mod host;
 pub mod http;

@@ -6,14 +6,19 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
-use crate::allocator::{self, Figures};
-use crate::args::{Allocation, Allocator, Args, Command, LogFormat, Node, Standalone, folders};
+use crate::allocator::{Figures, cluster, folder};
+use crate::args::{Allocation, Allocator, Args, Command, LogFormat, Node, Place, Standalone, folders, place};
+use crate::cluster::connect::{self, Connection};
+use crate::cluster::{Cluster, watch as watches};
 use crate::http::{self, Pages};
+use crate::keeper::Keeper;
 use crate::metrics::DataPath;
-use crate::source::watch::Watch;
-use crate::source::{Folder, Look};
-use crate::{bpf, commands, host, keeper, lock, snapshot};
+use crate::source::watch::{Notice, Watch};
+use crate::source::{Folder, Look, Source};
+use crate::{bpf, commands, host, lock, snapshot};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/purelb-ebpf.o"));
 
@@ -41,17 +46,9 @@ async fn run(command: Command) -> anyhow::Result<u8> {
             log(args.log_format);
             node(args, Pages::new()).await.map(|()| 0)
         }
-        Command::Allocator(Allocator { source, state, allocation, http, log_format }) => {
-            log(log_format);
-            let mut pages = Pages::new();
-            let figures = Figures::new(&mut pages);
-            http::serve(pages, &http).await;
-            let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-            tokio::select! {
-                _ = term.recv() => Ok(0),
-                _ = int.recv() => Ok(0),
-                ended = allocate(&source, state, &allocation, figures) => ended.map(|()| 0),
-            }
+        Command::Allocator(args) => {
+            log(args.log_format);
+            allocator(args).await.map(|()| 0)
         }
         Command::Standalone(Standalone { node: args, allocation }) => {
             log(args.log_format);
@@ -83,6 +80,37 @@ fn log(format: LogFormat) {
     }
 }
 
+async fn allocator(args: Allocator) -> anyhow::Result<()> {
+    let mut pages = Pages::new();
+    let figures = Figures::new(&mut pages);
+    http::serve(pages, &args.http).await;
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let ended = async {
+        tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+    };
+    let Place::Kube = place(&args.source, args.state.clone())? else {
+        return tokio::select! {
+            () = ended => Ok(()),
+            ended = allocate(&args.source, args.state, &args.allocation, figures) => ended,
+        };
+    };
+    let Connection { client, namespace, installed } = connect::connect(&args.kube).await?;
+    let identity = host::identity()?;
+    let install = installed.then(|| namespace.clone());
+    let office = cluster::Office { client, namespace, install, identity, settings: (&args.allocation).into() };
+    let (stop, stopped) = watch::channel(false);
+    let work = cluster::run(office, figures, stopped);
+    tokio::pin!(work);
+    tokio::select! {
+        () = &mut work => return Ok(()),
+        () = ended => {}
+    }
+    stop.send_replace(true);
+    work.await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
 async fn allocate(
     source: &str,
     state: Option<PathBuf>,
@@ -91,13 +119,79 @@ async fn allocate(
 ) -> anyhow::Result<()> {
     let (folder, state) = folders(source, state)?;
     let place = state.display().to_string();
-    allocator::run(folder, state, allocation, figures)
+    folder::run(folder, state, allocation, figures)
         .await
         .with_context(|| format!("give addresses: what is given is kept in {place}; --state names another folder"))
 }
 
+/// What tells a node that its source changed.
+enum Feed {
+    Folder(Watch),
+    Cluster(watches::Feed),
+}
+
+/// What it told.
+enum Heard {
+    Notice(Notice),
+    News(Vec<watches::News>),
+}
+
+impl Feed {
+    /// The next change. Loses none when it is dropped half-way.
+    async fn next(&mut self) -> Heard {
+        match self {
+            Self::Folder(watch) => match watch.notice().await {
+                Some(notice) => Heard::Notice(notice),
+                None => std::future::pending().await,
+            },
+            Self::Cluster(feed) => Heard::News(feed.next().await),
+        }
+    }
+
+    /// What to look at then.
+    async fn take(&mut self, heard: Heard, keeper: &mut Keeper) -> Look {
+        match (self, heard) {
+            (Self::Folder(watch), Heard::Notice(notice)) => watch.burst(notice).await,
+            (Self::Cluster(feed), Heard::News(mut news)) => {
+                feed.burst(&mut news).await;
+                keeper.hear(news);
+                Look::All
+            }
+            _ => Look::default(),
+        }
+    }
+
+    /// Whether the source is another one than before.
+    fn follow(&mut self) -> bool {
+        match self {
+            Self::Folder(watch) => watch.follow(),
+            Self::Cluster(_) => false,
+        }
+    }
+}
+
+/// The source of a node, still being read, and what tells of its changes.
+async fn source(args: &Node) -> anyhow::Result<(JoinHandle<Source>, Feed)> {
+    match place(&args.source, args.state.clone())? {
+        Place::Kube => {
+            let client = connect::connect(&args.kube).await?.client;
+            let kinds = watches::of_node();
+            let source = Source::Cluster(Box::new(Cluster::new(&args.node_name, &kinds)));
+            Ok((tokio::spawn(std::future::ready(source)), Feed::Cluster(watches::Feed::new(&client, &kinds))))
+        }
+        Place::Folder(folder, state) => {
+            let mut source = Folder::new(&folder, &state, &args.node_name);
+            let watch = Watch::new(&folder, &state);
+            let reading = tokio::task::spawn_blocking(move || {
+                source.look(&Look::All);
+                Source::Folder(Box::new(source))
+            });
+            Ok((reading, Feed::Folder(watch)))
+        }
+    }
+}
+
 async fn node(args: Node, mut pages: Pages) -> anyhow::Result<()> {
-    let (folder, state) = folders(&args.source, args.state.clone())?;
     if OBJECT.is_empty() {
         bail!("built without the eBPF object: run `cargo xtask build-ebpf`, then build the agent again");
     }
@@ -108,19 +202,12 @@ async fn node(args: Node, mut pages: Pages) -> anyhow::Result<()> {
     }
     let root = args.instance.bpf_root.clone();
     // The verifier takes its time, and so do thousands of files: both at once.
-    let reading = tokio::task::spawn_blocking({
-        let mut source = Folder::new(&folder, &state, &args.node_name);
-        move || {
-            source.look(&Look::All);
-            source
-        }
-    });
+    let (reading, mut feed) = source(&args).await?;
     let programs = bpf::load(&root, OBJECT).context("load the data path")?;
-    let mut watch = Watch::new(&folder, &state);
     let (ready, http) = (pages.check("this node's tables"), args.http);
     pages.registry.register_collector(Box::new(DataPath::new(&root)));
     http::serve(pages, &http).await;
-    let mut keeper = keeper::Keeper::new(args, reading.await?, programs, ready)?;
+    let mut keeper = Keeper::new(args, reading.await?, programs, ready)?;
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut beat = tokio::time::interval(Duration::from_secs(1));
     let mut sweep = tokio::time::interval(bpf::SWEEP);
@@ -130,7 +217,7 @@ async fn node(args: Node, mut pages: Pages) -> anyhow::Result<()> {
             _ = int.recv() => break,
             _ = beat.tick() => {
                 keeper.beat()?;
-                if watch.follow() {
+                if feed.follow() {
                     keeper.look(&Look::All).await?;
                 }
             }
@@ -145,8 +232,8 @@ async fn node(args: Node, mut pages: Pages) -> anyhow::Result<()> {
                 move || bpf::sweep(&root)
             })),
             changed = keeper.network_changed() => { changed?; keeper.look(&Look::default()).await?; }
-            Some(notice) = watch.notice() => {
-                let look = watch.burst(notice).await;
+            heard = feed.next() => {
+                let look = feed.take(heard, &mut keeper).await;
                 if !look.is_empty() {
                     keeper.look(&look).await?;
                 }

@@ -1,19 +1,16 @@
-//! The allocator's shell on a folder: objects in, state files out. One at a time has the lock of the state folder;
-//! the others stand by.
+//! On a folder: objects in, state files out. One at a time has the lock of the state folder; the others stand by.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use purelb_plan::alloc::allocator::{Allocator, Settings};
-use purelb_plan::alloc::claim::{Decision, Event};
+use purelb_plan::alloc::allocator::Allocator;
+use purelb_plan::alloc::claim::Decision;
 
+use super::{Figures, tell};
 use crate::args;
-use crate::http::Pages;
 use crate::lock::{self, Lock, LockError};
-use crate::metrics::Allocation;
 use crate::source::Look;
 use crate::source::estate::FolderEstate;
 use crate::source::state::{Said, ServiceState};
@@ -90,22 +87,6 @@ async fn work(lock: &Lock, folder: &Path, state: &Path, desk: &mut Desk) {
     }
 }
 
-/// What the allocator tells the outside.
-#[derive(Debug)]
-pub struct Figures {
-    metrics: Allocation,
-    /// It has a list and gave what could be given, or stands by.
-    ready: Arc<AtomicBool>,
-}
-
-impl Figures {
-    /// On these pages.
-    #[must_use]
-    pub fn new(pages: &mut Pages) -> Self {
-        Self { metrics: Allocation::new(&mut pages.registry), ready: pages.check("the allocator's first list") }
-    }
-}
-
 /// What lies on the allocator's desk.
 struct Desk {
     figures: Figures,
@@ -116,12 +97,7 @@ struct Desk {
 
 impl Desk {
     fn new(folder: &Path, state: &Path, settings: &args::Allocation, figures: Figures) -> Self {
-        let settings = Settings {
-            class: settings.load_balancer_class.clone(),
-            default_announcer: settings.default_announcer == "PureLB",
-            cool_down: settings.cool_down,
-        };
-        let allocator = Allocator::new(settings, BTreeMap::new());
+        let allocator = Allocator::new(settings.into(), BTreeMap::new());
         Self { figures, folder: FolderEstate::new(folder, state), allocator, started: Instant::now() }
     }
 
@@ -135,16 +111,16 @@ impl Desk {
         // What it writes is looked at again, until nothing is left; a file that cannot be written waits for the poll.
         for _ in 0..4 {
             let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-            let due = self.allocator.look(&self.folder.estate, now).clone();
+            let due = self.allocator.look(&self.folder.register.estate, now).clone();
             if due.iter().filter(|(name, decision)| self.write(name, decision)).count() == 0 {
                 break;
             }
             wrote = true;
         }
-        if let Err(error) = self.folder.state.say(Said { problems: self.folder.problems() }) {
+        if let Err(error) = self.folder.state.say(Said { problems: self.folder.register.problems() }) {
             tracing::error!(%error, "cannot write allocator.json");
         }
-        self.figures.metrics.pools(&self.folder.estate.catalog, self.allocator.ledger());
+        self.figures.metrics.pools(&self.folder.register.estate.catalog, self.allocator.ledger());
         self.figures.ready.store(true, Ordering::Relaxed);
         wrote
     }
@@ -164,7 +140,7 @@ impl Desk {
 
     /// Whether it is written.
     fn write(&mut self, name: &str, decision: &Decision) -> bool {
-        let Some(claim) = self.folder.estate.services.get(name) else { return false };
+        let Some(claim) = self.folder.register.estate.services.get(name) else { return false };
         let old = self.folder.state.service(name).filter(|state| state.uid == claim.uid);
         let mut annotations = old.map(|state| state.annotations.clone()).unwrap_or_default();
         annotations.extend(decision.annotations.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
@@ -179,7 +155,7 @@ impl Desk {
             tracing::error!(service = name, %error, "cannot write its state");
             return false;
         }
-        self.figures.metrics.decided(&self.folder.estate.catalog, claim, decision);
+        self.figures.metrics.decided(&self.folder.register.estate.catalog, claim, decision);
         for event in &decision.events {
             tell(name, event);
         }
@@ -188,20 +164,12 @@ impl Desk {
     }
 }
 
-fn tell(service: &str, event: &Event) {
-    let Event { warning, reason, message } = event;
-    if *warning {
-        tracing::warn!(service, reason, "{message}");
-    } else {
-        tracing::info!(service, reason, "{message}");
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
 
     use super::*;
+    use crate::http::Pages;
     use crate::source::state::State;
 
     struct Case {

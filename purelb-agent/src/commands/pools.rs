@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::{BAD, complain, list, painted, say, table, text, told};
 use crate::args::{Manifests, Output};
 use crate::source::Look;
-use crate::source::estate::FolderEstate;
+use crate::source::estate::{FolderEstate, Register};
 
 /// Prints them. Exit code 0, or 2 when the folder cannot be read.
 #[must_use]
@@ -19,7 +19,7 @@ fn show(args: &Manifests) -> anyhow::Result<u8> {
     let (folder, state) = args.folders()?;
     let mut estate = FolderEstate::new(&folder, &state);
     anyhow::ensure!(estate.look(&Look::All), "{} holds no object: name the folder of the manifests", folder.display());
-    let answer = answer(&estate);
+    let answer = answer(&estate.register);
     if args.output == Output::Json {
         say(&answer.to_string());
         return Ok(0);
@@ -49,10 +49,10 @@ fn show(args: &Manifests) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-fn answer(estate: &FolderEstate) -> Value {
-    let ledger = estate.ledger();
+fn answer(register: &Register) -> Value {
+    let ledger = register.ledger();
     let (mut ranges, mut groups) = (Vec::new(), Vec::new());
-    for group in estate.estate.catalog.groups() {
+    for group in register.estate.catalog.groups() {
         for pool in &group.pools {
             let used = ledger.used(pool).count();
             let busy = ledger.used(pool).filter(|ip| !group.excluded.contains(**ip)).count();
@@ -71,7 +71,7 @@ fn answer(estate: &FolderEstate) -> Value {
             "available": Value::Object(of(said.available).collect()), "namespaces": said.namespaces,
         }));
     }
-    json!({"ranges": ranges, "groups": groups, "problems": estate.problems()})
+    json!({"ranges": ranges, "groups": groups, "problems": register.problems()})
 }
 
 const fn family(of: Family) -> &'static str {
@@ -97,7 +97,7 @@ mod tests {
         fs::write(temp.path().join("all.yaml"), text).unwrap();
         let mut estate = FolderEstate::new(temp.path(), &temp.path().join("state"));
         assert!(estate.look(&Look::All));
-        let answer = answer(&estate);
+        let answer = answer(&estate.register);
         let number = |path: &str| answer.pointer(path).and_then(Value::as_i64);
         let first = ["size", "used", "available"].map(|key| number(&format!("/ranges/0/{key}")));
         assert_eq!(first, [Some(3), Some(1), Some(2)]);

@@ -58,11 +58,12 @@ fn findings(estate: &FolderEstate) -> Vec<Finding> {
         let field = if p.field.is_empty() { String::new() } else { format!("{}: ", p.field) };
         (Verdict::Fail, p.object, format!("{field}{}; {}", p.message, p.remedy))
     };
-    let mut out: Vec<Finding> = estate.dir.problems().into_iter().chain(estate.problems()).map(fault).collect();
+    let mut out: Vec<Finding> =
+        estate.dir.problems().into_iter().chain(estate.register.problems()).map(fault).collect();
     groups(estate, &mut out);
     agents(estate, &mut out);
     let faulty: BTreeSet<String> = out.iter().map(|finding| finding.1.clone()).collect();
-    for (namespace, name) in estate.groups.keys() {
+    for (namespace, name) in estate.register.groups.keys() {
         let object = format!("ServiceGroup {namespace}/{name}");
         if !faulty.contains(&object) {
             out.push((Verdict::Pass, object, "can be allocated from".to_owned()));
@@ -74,7 +75,7 @@ fn findings(estate: &FolderEstate) -> Vec<Finding> {
 
 fn groups(estate: &FolderEstate, out: &mut Vec<Finding>) {
     let mut namespaces: BTreeMap<&String, Vec<&purelb_plan::alloc::group::Group>> = BTreeMap::new();
-    for group in estate.estate.catalog.groups() {
+    for group in estate.register.estate.catalog.groups() {
         if group.multi_pool && group.balance_pools {
             let object = format!("ServiceGroup {}/{}", group.namespace, group.name);
             out.push((Verdict::Fail, object, "multiPool and balancePools exclude each other; keep one".to_owned()));
@@ -94,7 +95,7 @@ fn groups(estate: &FolderEstate, out: &mut Vec<Finding>) {
             out.push((Verdict::Fail, format!("namespace {namespace}"), message));
         }
     }
-    if estate.groups.is_empty() {
+    if estate.register.groups.is_empty() {
         out.push((Verdict::Warn, "ServiceGroup".to_owned(), "there is none: nothing can be allocated".to_owned()));
     }
 }

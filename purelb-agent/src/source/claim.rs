@@ -13,15 +13,35 @@ use super::objects as o;
 use super::parse::{Key, fault, label};
 use super::state::ServiceState;
 
+/// Type of the condition that says whether a Service has what it asks for.
+pub const ALLOCATED: &str = "purelb.io/Allocated";
+
+/// Where objects live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Home {
+    /// In files that nobody but their owner writes.
+    Folder,
+    /// In an API server that gives every Service a cluster address and takes annotations out.
+    Cluster,
+}
+
 /// A Service with its state, and what is wrong with what it asks for.
 #[must_use]
-pub fn claim(key: &Key, origin: &str, s: &o::Service, state: Option<&ServiceState>) -> (Claim, Vec<Problem>) {
+pub fn claim(
+    key: &Key,
+    origin: &str,
+    s: &o::Service,
+    state: Option<&ServiceState>,
+    home: Home,
+) -> (Claim, Vec<Problem>) {
     let mut problems = Vec::new();
     // Another object under the same name has nothing of what the former one was given.
     let state = state.filter(|state| state.uid == s.metadata.uid);
     let mut annotations = s.metadata.annotations.clone();
-    // Nobody can take it out of a manifest, and everything is looked at again anyway.
-    annotations.remove(annotation::RE_EVALUATE);
+    if home == Home::Folder {
+        // Nobody can take it out of a manifest, and everything is looked at again anyway.
+        annotations.remove(annotation::RE_EVALUATE);
+    }
     for (key, value) in state.iter().flat_map(|state| &state.annotations) {
         match value {
             Some(value) => drop(annotations.insert(key.clone(), value.clone())),
@@ -47,18 +67,29 @@ pub fn claim(key: &Key, origin: &str, s: &o::Service, state: Option<&ServiceStat
         namespace: key.1.split_once('/').map_or_else(String::new, |(namespace, _)| namespace.to_owned()),
         load_balancer: s.spec.r#type == "LoadBalancer",
         class: s.spec.load_balancer_class.clone().filter(|class| !class.is_empty()),
-        unready: s.spec.cluster_ip.as_deref() == Some("None"),
+        unready: match s.spec.cluster_ip.as_deref() {
+            Some("None") => true,
+            None | Some("") => home == Home::Cluster,
+            Some(_) => false,
+        },
         families,
         ports: s.spec.ports.iter().map(|p| (p.protocol.clone().unwrap_or_else(|| "TCP".to_owned()), p.port)).collect(),
         annotations,
         load_balancer_ip: s.spec.load_balancer_ip.clone(),
         ingress: given.map_or_else(|| addresses(ingress), <[IpAddr]>::to_vec),
         host_names: given.is_none() && ingress.iter().any(|i| i.ip.is_none() && i.hostname.is_some()),
-        condition: state.and_then(|state| state.condition.clone()).map(|c| Condition {
-            status: c.status,
-            reason: c.reason,
-            message: c.message,
-        }),
+        condition: match home {
+            Home::Folder => state.and_then(|state| state.condition.clone()).map(|c| Condition {
+                status: c.status,
+                reason: c.reason,
+                message: c.message,
+            }),
+            Home::Cluster => s.status.conditions.iter().find(|c| c.r#type == ALLOCATED).map(|c| Condition {
+                status: c.status == "True",
+                reason: c.reason.clone(),
+                message: c.message.clone(),
+            }),
+        },
     };
     (claim, problems)
 }

@@ -13,10 +13,8 @@ use ipnet::IpNet;
 use purelb_plan::problem::Problem;
 use purelb_plan::world::World;
 
-use super::Host;
-use super::dir::Dir;
 use super::parse::{Found, Key, Kind, Object, label};
-use super::state::State;
+use super::{Host, Objects};
 
 /// Collects the problems of one object.
 struct Faults<'a> {
@@ -41,10 +39,21 @@ impl<'a> Faults<'a> {
     }
 }
 
+/// Which Services of type LoadBalancer are served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whose {
+    /// Of our class, or of none: a folder is ours.
+    OfClass,
+    /// Those that an allocator of PureLB's kind signed, as PureLB's own agents do: a cluster may have load balancers
+    /// beside us.
+    Signed,
+}
+
 /// The world as the objects have it, and what is wrong with them.
 #[derive(Debug)]
 pub struct Converter {
     world: World,
+    whose: Whose,
     /// There is a Node of our name.
     listed: bool,
     /// Addresses of all Nodes.
@@ -67,9 +76,10 @@ pub struct Converter {
 impl Converter {
     /// An empty world of this node.
     #[must_use]
-    pub fn new(node: &str) -> Self {
+    pub fn new(node: &str, whose: Whose) -> Self {
         Self {
             world: World { node: node.to_owned(), ..World::default() },
+            whose,
             listed: false,
             nodes: BTreeSet::new(),
             host: BTreeSet::new(),
@@ -123,29 +133,29 @@ impl Converter {
         self.world.node_addresses = self.nodes.union(&self.host).copied().collect();
     }
 
-    /// Whether the folder holds something that was never read.
+    /// Whether the source holds something that was never read.
     pub const fn unread(&mut self, unread: bool) {
         self.world.unread = unread;
     }
 
     /// Converts what changed; the names of the Services of the world that came, went or differ.
-    pub fn update(&mut self, dir: &Dir, state: &State, changed: &BTreeSet<Key>) -> BTreeSet<String> {
+    pub fn update(&mut self, objects: &dyn Objects, changed: &BTreeSet<Key>) -> BTreeSet<String> {
         let mut touched = BTreeSet::new();
         for key in changed {
             match key.0 {
                 Kind::Service => drop(touched.insert(key.1.clone())),
-                Kind::Slice => touched.extend(self.owner(dir, key)),
+                Kind::Slice => touched.extend(self.owner(objects, key)),
                 Kind::Node | Kind::NodeAgent | Kind::ServiceGroup => {}
             }
         }
         let any = |kind| changed.iter().any(|key| key.0 == kind);
         if any(Kind::Node) {
-            self.update_nodes(dir);
+            self.update_nodes(objects);
         }
         if any(Kind::Node) || any(Kind::NodeAgent) {
-            (self.world.datapath, self.of_agents) = agent::choose(dir, &self.world.node);
+            (self.world.datapath, self.of_agents) = agent::choose(objects, &self.world.node);
         }
-        touched.retain(|name| self.service(dir, state, name));
+        touched.retain(|name| self.service(objects, name));
         if any(Kind::Service) {
             self.contested = self.contest();
         }
@@ -153,14 +163,14 @@ impl Converter {
     }
 
     /// Whose slice it was and whose it is.
-    fn owner(&mut self, dir: &Dir, key: &Key) -> Vec<String> {
+    fn owner(&mut self, objects: &dyn Objects, key: &Key) -> Vec<String> {
         let before = self.owners.remove(&key.1);
         if let Some(slices) = before.as_ref().and_then(|owner| self.slices.get_mut(owner)) {
             slices.remove(&key.1);
         }
         self.problems.remove(key);
         let mut now = None;
-        if let Some(found) = dir.get(key)
+        if let Some(found) = objects.get(key)
             && let Object::Slice(slice) = &found.object
         {
             now = slice::owner(slice);
@@ -181,18 +191,22 @@ impl Converter {
     }
 
     /// Converts a Service with its slices; whether the world is another one now.
-    fn service(&mut self, dir: &Dir, state: &State, name: &str) -> bool {
+    fn service(&mut self, objects: &dyn Objects, name: &str) -> bool {
         let key = (Kind::Service, name.to_owned());
         self.foreign.remove(name);
         self.problems.remove(&key);
         let mut problems = Vec::new();
         let (mut service, mut publish) = (None, false);
-        if let Some(found) = dir.get(&key)
+        if let Some(found) = objects.get(&key)
             && let Object::Service(object) = &found.object
         {
-            if service::is_ours(object) {
+            let ours = match self.whose {
+                Whose::OfClass => service::is_ours(object),
+                Whose::Signed => service::is_signed(object),
+            };
+            if ours {
                 let mut faults = Faults::new(&key, found);
-                service = Some(service::convert(object, state.service(name).map(|s| &**s), &mut faults));
+                service = Some(service::convert(object, objects.state(name), &mut faults));
                 publish = object.spec.publish_not_ready_addresses;
                 problems.append(&mut faults.problems);
             } else if service::is_balanced(object) {
@@ -201,7 +215,7 @@ impl Converter {
         }
         for slice in self.slices.get(name).into_iter().flatten() {
             let key = (Kind::Slice, slice.clone());
-            if let Some(found) = dir.get(&key)
+            if let Some(found) = objects.get(&key)
                 && let Object::Slice(object) = &found.object
             {
                 let mut faults = Faults::new(&key, found);
@@ -234,12 +248,12 @@ impl Converter {
         }
     }
 
-    fn update_nodes(&mut self, dir: &Dir) {
+    fn update_nodes(&mut self, objects: &dyn Objects) {
         let mut ranges = BTreeSet::new();
         self.nodes.clear();
         self.of_nodes.clear();
-        self.listed = dir.get(&(Kind::Node, self.world.node.clone())).is_some();
-        for (key, found) in dir.all(Kind::Node) {
+        self.listed = objects.get(&(Kind::Node, self.world.node.clone())).is_some();
+        for (key, found) in objects.all(Kind::Node) {
             let Object::Node(node) = &found.object else { continue };
             let mut faults = Faults::new(key, found);
             for a in node.status.addresses.iter().filter(|a| a.r#type.ends_with("IP")) {

@@ -17,6 +17,8 @@ pub struct Meta {
     pub uid: String,
     /// RFC 3339.
     pub creation_timestamp: String,
+    /// Grows with `spec`.
+    pub generation: i64,
     /// Labels.
     pub labels: BTreeMap<String, String>,
     /// Those of PureLB; others may be long and nothing here reads them.
@@ -110,6 +112,22 @@ pub struct ServicePort {
 pub struct ServiceStatus {
     /// loadBalancer
     pub load_balancer: LoadBalancer,
+    /// conditions
+    pub conditions: Vec<Condition>,
+}
+
+/// status.conditions[]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Condition {
+    /// Type.
+    pub r#type: String,
+    /// True, False or Unknown.
+    pub status: String,
+    /// Reason.
+    pub reason: String,
+    /// For people.
+    pub message: String,
 }
 
 /// status.loadBalancer
@@ -191,6 +209,9 @@ pub struct ServiceGroup {
     pub metadata: Meta,
     /// spec
     pub spec: ServiceGroupSpec,
+    /// What an allocator said last.
+    #[serde(default)]
+    pub status: Option<serde_json::Value>,
 }
 
 /// v1 Node

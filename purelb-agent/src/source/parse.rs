@@ -5,7 +5,7 @@ use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 use purelb_plan::problem::Problem;
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
 use serde_yaml_ng::Value;
 
 use super::node_agent::NodeAgent;
@@ -179,13 +179,7 @@ impl Parsed {
             (_, "") => (kind, format!("default/{name}")),
             (_, namespace) => (kind, format!("{namespace}/{name}")),
         };
-        let parsed = match kind {
-            Kind::Service => typed(value).map(Object::Service),
-            Kind::Slice => typed(value).map(Object::Slice),
-            Kind::Node => typed(value).map(Object::Node),
-            Kind::NodeAgent => typed(value).map(Object::NodeAgent),
-            Kind::ServiceGroup => typed(value).map(Object::ServiceGroup),
-        };
+        let parsed = object(kind, value);
         let label = label(&key);
         let bad = |field: &str, message: String, remedy: &str| Problem {
             field: field.to_owned(),
@@ -241,8 +235,21 @@ fn without_nulls(value: &mut Value) {
     }
 }
 
-/// Field path and fault when it does not fit.
-fn typed<T: DeserializeOwned>(value: Value) -> Result<Box<T>, (String, String)> {
+/// The object of a kind, without fields that are null.
+///
+/// # Errors
+/// Field path and fault where it does not fit.
+pub fn object<'de, D: Deserializer<'de>>(kind: Kind, value: D) -> Result<Object, (String, String)> {
+    match kind {
+        Kind::Service => typed(value).map(Object::Service),
+        Kind::Slice => typed(value).map(Object::Slice),
+        Kind::Node => typed(value).map(Object::Node),
+        Kind::NodeAgent => typed(value).map(Object::NodeAgent),
+        Kind::ServiceGroup => typed(value).map(Object::ServiceGroup),
+    }
+}
+
+fn typed<'de, T: Deserialize<'de>, D: Deserializer<'de>>(value: D) -> Result<Box<T>, (String, String)> {
     let parsed = serde_path_to_error::deserialize(value).map(Box::new);
     parsed.map_err(|e| (e.path().to_string(), e.inner().to_string()))
 }

@@ -22,6 +22,8 @@ pub struct Catalog {
     pub problems: Vec<Problem>,
     /// `namespace/name` of those that lie outside the install namespace.
     pub out_of_scope: BTreeSet<(String, String)>,
+    /// `namespace/name` of those that another one, which counts, has the name or addresses of.
+    pub conflicting: BTreeSet<(String, String)>,
 }
 
 /// Groups that list a namespace.
@@ -79,6 +81,7 @@ impl Catalog {
         let (namespace, name) = (group.namespace.clone(), group.name.clone());
         if let Some(first) = self.groups.get(&name) {
             let message = format!("has the name of {}/{name}, which counts", first.namespace);
+            self.conflicting.insert((namespace.clone(), name.clone()));
             return self.problem(&namespace, &name, spec, "metadata.name", &message, "rename one of them");
         }
         let pairs = |other: &Group| {
@@ -89,6 +92,7 @@ impl Catalog {
         let overlap = self.groups.values().find_map(|other| Some((other.name.clone(), pairs(other)?)));
         if let Some((other, (own, its))) = overlap {
             self.unusable.insert(name.clone());
+            self.conflicting.insert((namespace.clone(), name.clone()));
             let message = format!("{own} overlaps {its} of ServiceGroup {other}, which counts");
             return self.problem(&namespace, &name, spec, "spec", &message, "take the addresses out of one of them");
         }
@@ -243,6 +247,7 @@ mod tests {
         for (first, second) in [(large.clone(), small.clone()), (small, large)] {
             let catalog = catalog(&[("a", first), ("b", second)]);
             assert!(catalog.problems[0].message.contains("overlaps"), "{:?}", catalog.problems);
+            assert_eq!(catalog.conflicting, [("purelb".to_owned(), "b".to_owned())].into());
             assert_eq!(catalog.groups().map(|g| g.name.as_str()).collect::<Vec<_>>(), ["a"]);
             assert_eq!(chosen(&catalog, "x", Some("b")), "NoUsableGroup");
         }

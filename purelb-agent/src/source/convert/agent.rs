@@ -7,13 +7,13 @@ use purelb_plan::problem::Problem;
 use purelb_plan::world::{Datapath, Mode};
 
 use super::Faults;
-use crate::source::dir::Dir;
+use crate::source::Objects;
 use crate::source::parse::{Found, Key, Kind, Object};
 
 /// As PureLB chooses: those whose selector matches this node's labels, one with a selector before one
 /// for all nodes, then by name; the first with our section counts.
-pub(super) fn choose(dir: &Dir, node: &str) -> (Datapath, Vec<Problem>) {
-    let labels = match dir.get(&(Kind::Node, node.to_owned())).map(|found| &found.object) {
+pub(super) fn choose(objects: &dyn Objects, node: &str) -> (Datapath, Vec<Problem>) {
+    let labels = match objects.get(&(Kind::Node, node.to_owned())).map(|found| &found.object) {
         Some(Object::Node(node)) => Some(&node.metadata.labels),
         _ => None,
     };
@@ -21,7 +21,7 @@ pub(super) fn choose(dir: &Dir, node: &str) -> (Datapath, Vec<Problem>) {
     let mut problems = Vec::new();
     let mut specific: Vec<(&Key, &Found, &o::Datapath)> = Vec::new();
     let mut for_all = Vec::new();
-    for (key, found) in dir.all(Kind::NodeAgent) {
+    for (key, found) in objects.all(Kind::NodeAgent) {
         let Object::NodeAgent(agent) = &found.object else { continue };
         let mut faults = Faults::new(key, found);
         for field in agent.spec.unknown.keys() {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use purelb_plan::alloc::claim::{BRAND, annotation};
 use purelb_plan::world::{Protocol, Service, ServicePort};
 
 use super::Faults;
@@ -21,6 +22,11 @@ pub(super) fn is_balanced(s: &o::Service) -> bool {
 /// Of type LoadBalancer and of our class, or of none.
 pub(super) fn is_ours(s: &o::Service) -> bool {
     is_balanced(s) && s.spec.load_balancer_class.as_deref().is_none_or(|c| c.is_empty() || CLASSES.contains(&c))
+}
+
+/// Of type LoadBalancer, with addresses that an allocator of PureLB's kind gave it.
+pub(super) fn is_signed(s: &o::Service) -> bool {
+    is_balanced(s) && s.metadata.annotations.get(annotation::ALLOCATED_BY).is_some_and(|by| by == BRAND)
 }
 
 /// The addresses that are some.

@@ -1,0 +1,323 @@
+//! On Kubernetes: whoever holds the Lease gives addresses. What it is about to give it writes down there first, then
+//! it writes each Service under the condition that it is still the version that was decided about.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use kube::Client;
+use purelb_plan::alloc::allocator::{Allocator, Settings};
+use purelb_plan::alloc::claim::{Claim, Decision};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::groups::Groups;
+use super::{Figures, tell};
+use crate::cluster::lease::{Candidate, Grant, Grants, LeaseError, PACE, Term};
+use crate::cluster::store::Store;
+use crate::cluster::watch::{Feed, of_allocator};
+use crate::cluster::write::{self, Events, Outcome};
+use crate::source::claim::Home;
+use crate::source::estate::Register;
+use crate::source::parse::Kind;
+
+/// So many writes at once...
+const AT_ONCE: usize = 32;
+/// ... of so many that were written down together.
+const BATCH: usize = 256;
+/// A write that was refused, or whose fate is not known, is tried again after so long, ...
+const SOON: Duration = Duration::from_secs(1);
+/// ... and later each time.
+const LATE: Duration = Duration::from_secs(300);
+/// What is under way at the end is waited for so long.
+const LAST: Duration = Duration::from_secs(5);
+
+/// Where and as whom.
+#[derive(Clone)]
+pub struct Office {
+    /// The API.
+    pub client: Client,
+    /// Of the Lease.
+    pub namespace: String,
+    /// The only namespace whose ServiceGroups count, where it is known.
+    pub install: Option<String>,
+    /// This process's alone.
+    pub identity: String,
+    /// Whose addresses, and how.
+    pub settings: Settings,
+}
+
+/// Why a term ended.
+enum End {
+    Stopped,
+    Lost(LeaseError),
+}
+
+/// Stands for leader and allocates until `stop` says true; then it finishes what is under way and lets go of the Lease.
+pub async fn run(office: Office, mut figures: Figures, mut stop: watch::Receiver<bool>) {
+    let candidate = Candidate::new(office.client.clone(), &office.namespace, office.identity.clone());
+    loop {
+        // Standing by is being ready.
+        figures.ready.store(true, Ordering::Relaxed);
+        let mut term = tokio::select! {
+            term = candidate.lead() => term,
+            _ = stop.wait_for(|stop| *stop) => return,
+        };
+        figures.ready.store(false, Ordering::Relaxed);
+        let mut desk = Desk::new(&office, figures, std::mem::take(&mut term.inherited));
+        let end = desk.work(&mut term, &mut stop).await;
+        let grants = desk.grants();
+        figures = desk.figures;
+        match end {
+            End::Stopped => return term.release(&grants).await,
+            End::Lost(error) => tracing::warn!(%error, "no longer leading"),
+        }
+    }
+}
+
+/// A write, from its decision until the object shows that it is over.
+struct Write {
+    claim: Arc<Claim>,
+    version: String,
+    decision: Decision,
+    grant: Option<Grant>,
+    stage: Stage,
+}
+
+#[derive(PartialEq, Eq)]
+enum Stage {
+    /// Written down, not begun.
+    Waiting,
+    UnderWay,
+    /// The watch has not shown it yet.
+    Done,
+    /// Nobody knows; begun again then.
+    Unclear(Instant),
+}
+
+struct Desk {
+    office: Office,
+    figures: Figures,
+    events: Events,
+    store: Store,
+    register: Register,
+    /// From the first list on.
+    allocator: Option<Allocator>,
+    inherited: Grants,
+    writes: BTreeMap<String, Write>,
+    running: JoinSet<(String, Outcome)>,
+    /// How often a write of a Service failed, and when it is tried again.
+    failures: BTreeMap<String, (u32, Instant)>,
+    groups: Groups,
+    started: Instant,
+}
+
+impl Desk {
+    fn new(office: &Office, figures: Figures, inherited: Grants) -> Self {
+        let events = Events::new(office.client.clone(), &office.identity);
+        Self {
+            office: office.clone(),
+            figures,
+            groups: Groups::new(office.client.clone(), events.clone()),
+            events,
+            store: Store::new(&of_allocator()),
+            register: Register::default(),
+            allocator: None,
+            inherited,
+            writes: BTreeMap::new(),
+            running: JoinSet::new(),
+            failures: BTreeMap::new(),
+            started: Instant::now(),
+        }
+    }
+
+    async fn work(&mut self, term: &mut Term, stop: &mut watch::Receiver<bool>) -> End {
+        // Watches that begin now list what is there now: nothing is given before that.
+        let mut feed = Feed::new(&self.office.client, &of_allocator());
+        let mut beat = tokio::time::interval(PACE);
+        loop {
+            let renew = tokio::select! {
+                _ = stop.wait_for(|stop| *stop) => {
+                    self.finish().await;
+                    return End::Stopped;
+                }
+                _ = beat.tick() => true,
+                mut news = feed.next() => {
+                    feed.burst(&mut news).await;
+                    let now = Instant::now();
+                    news.into_iter().for_each(|news| self.store.take(news, now));
+                    false
+                }
+                Some(done) = self.running.join_next(), if !self.running.is_empty() => {
+                    self.ended(done);
+                    false
+                }
+            };
+            self.read();
+            let granted = self.decide();
+            if renew || granted {
+                match term.renew(&self.grants()).await {
+                    Ok(()) => self.written_down(),
+                    Err(error @ LeaseError::Lost(_)) => return End::Lost(error),
+                    Err(error @ LeaseError::Away(_)) if term.is_sure() => tracing::debug!(%error, "not renewed"),
+                    Err(error @ LeaseError::Away(_)) => return End::Lost(error),
+                }
+            }
+            if !term.is_sure() {
+                return End::Lost(LeaseError::Away("too long ago".to_owned()));
+            }
+            self.begin();
+            if renew && let Some(allocator) = &self.allocator {
+                self.groups.look(&self.store, &self.register, allocator.ledger());
+                self.figures.metrics.pools(&self.register.estate.catalog, allocator.ledger());
+            }
+        }
+    }
+
+    /// Takes in what changed.
+    fn read(&mut self) {
+        let changed = self.store.changed();
+        if changed.iter().any(|key| key.0 == Kind::ServiceGroup) {
+            self.register.read_groups(&self.store, self.office.install.as_deref());
+        }
+        for (_, name) in changed.iter().filter(|key| key.0 == Kind::Service) {
+            self.register.read_service(&self.store, name, Home::Cluster, false);
+        }
+        if !self.store.is_listed() {
+            return;
+        }
+        let is = |name: &str, version: &str| {
+            self.store.version(&(Kind::Service, name.to_owned())).is_some_and(|now| now == version)
+        };
+        // The writes of a former leader are bound to versions too.
+        self.inherited.retain(|name, grant| is(name, &grant.version));
+        // What became of one that is under way is told by its answer, also when the watch was faster.
+        self.writes.retain(|name, write| write.stage == Stage::UnderWay || is(name, &write.version));
+        self.failures.retain(|name, _| self.register.estate.services.contains_key(name));
+        if self.allocator.is_none() {
+            let inherited =
+                self.inherited.iter().map(|(name, grant)| (name.clone(), (grant.uid.clone(), grant.ips.clone())));
+            self.allocator = Some(Allocator::new(self.office.settings.clone(), inherited.collect()));
+            self.figures.ready.store(true, Ordering::Relaxed);
+            tracing::info!(services = self.register.estate.services.len(), "allocating");
+        }
+    }
+
+    /// Decides; whether there is a grant that must be written down before it is written.
+    fn decide(&mut self) -> bool {
+        let Some(allocator) = self.allocator.as_mut().filter(|_| self.store.is_listed()) else { return false };
+        let now = Instant::now();
+        let clock = u64::try_from(now.duration_since(self.started).as_millis()).unwrap_or(u64::MAX);
+        let mut granted = false;
+        for (name, decision) in allocator.look(&self.register.estate, clock) {
+            if self.writes.len() >= BATCH {
+                break;
+            }
+            let waits = self.failures.get(name).is_some_and(|(_, until)| *until > now);
+            let key = (Kind::Service, name.clone());
+            let (Some(claim), Some(version)) = (self.register.estate.services.get(name), self.store.version(&key))
+            else {
+                continue;
+            };
+            if waits || self.writes.contains_key(name) {
+                continue;
+            }
+            let ips: BTreeSet<_> = decision.ingress.iter().filter(|ip| !claim.ingress.contains(ip)).copied().collect();
+            let grant = (!ips.is_empty()).then(|| Grant { uid: claim.uid.clone(), version: version.to_owned(), ips });
+            granted |= grant.is_some();
+            let (claim, version, decision) = (Arc::clone(claim), version.to_owned(), decision.clone());
+            let stage = Stage::Waiting;
+            self.writes.insert(name.clone(), Write { claim, version, decision, grant, stage });
+        }
+        granted
+    }
+
+    /// Everything that was given and may come true without the object showing it yet.
+    fn grants(&self) -> Grants {
+        let own = self.writes.iter().filter(|(_, write)| write.stage != Stage::Done);
+        let own = own.filter_map(|(name, write)| Some((name.clone(), write.grant.clone()?)));
+        self.inherited.clone().into_iter().chain(own).collect()
+    }
+
+    /// What waits may be begun.
+    fn written_down(&mut self) {
+        for write in self.writes.values_mut().filter(|write| write.stage == Stage::Waiting) {
+            write.stage = Stage::Unclear(Instant::now());
+        }
+    }
+
+    fn begin(&mut self) {
+        let now = Instant::now();
+        for (name, write) in &mut self.writes {
+            if self.running.len() >= AT_ONCE {
+                break;
+            }
+            let begins = match write.stage {
+                Stage::Waiting => write.grant.is_none(),
+                Stage::Unclear(when) => when <= now,
+                Stage::UnderWay | Stage::Done => false,
+            };
+            if begins {
+                write.stage = Stage::UnderWay;
+                let patch = write::patch(&write.claim, &write.version, &write.decision, &write::now());
+                let (client, name) = (self.office.client.clone(), name.clone());
+                self.running.spawn(async move {
+                    let outcome = write::service(client, &name, patch).await;
+                    (name, outcome)
+                });
+            }
+        }
+    }
+
+    fn ended(&mut self, done: Result<(String, Outcome), tokio::task::JoinError>) {
+        let Ok((name, outcome)) = done else { return };
+        let Some(write) = self.writes.get_mut(&name) else { return };
+        match outcome {
+            Outcome::Done => {
+                write.stage = Stage::Done;
+                self.failures.remove(&name);
+                self.figures.metrics.decided(&self.register.estate.catalog, &write.claim, &write.decision);
+                for event in &write.decision.events {
+                    tell(&name, event);
+                    self.events.service(&name, &write.claim.uid, event);
+                }
+            }
+            Outcome::Unknown(why) => {
+                tracing::warn!(service = name, "its write is tried again: {why}");
+                write.stage = Stage::Unclear(later(&mut self.failures, &name));
+            }
+            Outcome::Outdated | Outcome::Refused(_) => {
+                if let Outcome::Refused(why) = outcome {
+                    tracing::warn!(service = name, "its status is not accepted: {why}");
+                    later(&mut self.failures, &name);
+                }
+                self.writes.remove(&name);
+                if let Some(allocator) = &mut self.allocator {
+                    allocator.failed(&name);
+                }
+            }
+        }
+    }
+
+    async fn finish(&mut self) {
+        let end = tokio::time::sleep(LAST);
+        tokio::pin!(end);
+        loop {
+            tokio::select! {
+                () = &mut end => return,
+                done = self.running.join_next() => match done {
+                    Some(done) => self.ended(done),
+                    None => return,
+                },
+            }
+        }
+    }
+}
+
+fn later(failures: &mut BTreeMap<String, (u32, Instant)>, name: &str) -> Instant {
+    let (count, until) = failures.entry(name.to_owned()).or_insert((0, Instant::now()));
+    *until = Instant::now() + LATE.min(SOON.saturating_mul(1 << (*count).min(16)));
+    *count = count.saturating_add(1);
+    *until
+}

@@ -1,0 +1,155 @@
+//! What is said about ServiceGroups: their status, and events about their faults. Only what is new is written.
+
+use std::collections::BTreeSet;
+
+use kube::Client;
+use purelb_plan::alloc::catalog::Catalog;
+use purelb_plan::alloc::claim::Event;
+use purelb_plan::alloc::ledger::Ledger;
+use purelb_plan::alloc::status::status;
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use crate::cluster::store::Store;
+use crate::cluster::write::{self, Events, Outcome};
+use crate::source::Objects as _;
+use crate::source::estate::Register;
+use crate::source::objects::ServiceGroup;
+use crate::source::parse::{Kind, Object};
+
+type Name = (String, String);
+
+/// What was said.
+pub struct Groups {
+    client: Client,
+    events: Events,
+    running: JoinSet<(Name, Outcome)>,
+    busy: BTreeSet<Name>,
+    /// Faults that an event told.
+    told: BTreeSet<(Name, String)>,
+}
+
+impl Groups {
+    /// Nothing was said.
+    #[must_use]
+    pub fn new(client: Client, events: Events) -> Self {
+        Self { client, events, running: JoinSet::new(), busy: BTreeSet::new(), told: BTreeSet::new() }
+    }
+
+    /// Says what is new.
+    pub fn look(&mut self, store: &Store, register: &Register, ledger: &Ledger) {
+        while let Some(done) = self.running.try_join_next() {
+            if let Ok((name, outcome)) = done {
+                if let Outcome::Refused(why) | Outcome::Unknown(why) = outcome {
+                    tracing::warn!(group = format!("{}/{}", name.0, name.1), "its status was not written: {why}");
+                }
+                self.busy.remove(&name);
+            }
+        }
+        let catalog = &register.estate.catalog;
+        let mut told = BTreeSet::new();
+        for (key, found) in store.all(Kind::ServiceGroup) {
+            let (Object::ServiceGroup(group), Some((namespace, name))) = (&found.object, key.1.split_once('/')) else {
+                continue;
+            };
+            let name = (namespace.to_owned(), name.to_owned());
+            let faults = faults(catalog, &key.1);
+            if !faults.is_empty() {
+                let fault = (name.clone(), faults.join("; "));
+                if !self.told.contains(&fault) {
+                    let outside = catalog.out_of_scope.contains(&name);
+                    let reason = if outside { "ServiceGroupOutOfScope" } else { "ParseFailed" };
+                    let event = Event { warning: true, reason, message: fault.1.clone() };
+                    tracing::warn!(group = key.1, reason, "{}", event.message);
+                    self.events.group(&key.1, &group.metadata.uid, &event);
+                }
+                told.insert(fault);
+            }
+            // Those of other namespaces may be another installation's.
+            if catalog.out_of_scope.contains(&name) {
+                continue;
+            }
+            let Some(wanted) = wanted(group, &name, catalog, ledger, &faults) else { continue };
+            if !self.busy.contains(&name) && !says(group.status.as_ref(), &wanted) {
+                self.busy.insert(name.clone());
+                let client = self.client.clone();
+                self.running.spawn(async move {
+                    let outcome = write::group(client, &name.0, &name.1, &wanted).await;
+                    (name, outcome)
+                });
+            }
+        }
+        self.told = told;
+    }
+}
+
+fn faults(catalog: &Catalog, name: &str) -> Vec<String> {
+    let object = format!("ServiceGroup {name}");
+    let own = catalog.problems.iter().filter(|problem| problem.object == object);
+    own.map(|problem| format!("{}: {}; {}", problem.field, problem.message, problem.remedy)).collect()
+}
+
+/// The whole status; `None`: nothing is known of it.
+fn wanted(group: &ServiceGroup, name: &Name, catalog: &Catalog, ledger: &Ledger, faults: &[String]) -> Option<Value> {
+    let usable = catalog.get(&name.1).filter(|usable| usable.namespace == name.0);
+    let mut out = json!({"allocatedIPv4": 0, "allocatedIPv6": 0});
+    if let Some(usable) = usable {
+        // A sidecar alone knows what it has.
+        if usable.external.is_some() {
+            return None;
+        }
+        let status = status(usable, ledger);
+        out = json!({
+            "announce": status.announce,
+            "ipam": "Cluster",
+            "addresses": status.addresses,
+            "allocatedIPv4": status.allocated[0],
+            "allocatedIPv6": status.allocated[1],
+            "availableIPv4": status.available[0],
+            "availableIPv6": status.available[1],
+        });
+        if !status.namespaces.is_empty() {
+            out["boundNamespaces"] = json!(status.namespaces);
+        }
+    }
+    let old = |kind: &str| {
+        let conditions = group.status.as_ref()?.get("conditions")?.as_array()?;
+        conditions.iter().find(|condition| condition["type"] == kind).cloned()
+    };
+    let condition = |kind: &str, is: bool, reason: &str, message: &str| {
+        let status = if is { "True" } else { "False" };
+        let since = old(kind).filter(|old| old["status"] == status).map(|old| old["lastTransitionTime"].clone());
+        json!({
+            "type": kind, "status": status, "reason": reason, "message": message,
+            "observedGeneration": group.metadata.generation,
+            "lastTransitionTime": since.unwrap_or_else(|| write::now().into()),
+        })
+    };
+    let why = faults.join("; ");
+    let conflicting = catalog.conflicting.contains(name);
+    let reason = match (usable.is_some(), conflicting) {
+        (true, _) => "Usable",
+        (false, true) => "Conflicting",
+        (false, false) => "Invalid",
+    };
+    let other = if conflicting { "Overlaps" } else { "None" };
+    out["conditions"] = json!([
+        condition("Ready", usable.is_some(), reason, &why),
+        condition("Conflicting", conflicting, other, if conflicting { &why } else { "" }),
+    ]);
+    Some(out)
+}
+
+/// The status is as wanted, the times of its conditions apart.
+fn says(status: Option<&Value>, wanted: &Value) -> bool {
+    let plain = |value: &Value| {
+        let mut value = value.clone();
+        for condition in value.get_mut("conditions").and_then(Value::as_array_mut).into_iter().flatten() {
+            if let Some(fields) = condition.as_object_mut() {
+                fields.remove("lastTransitionTime");
+            }
+        }
+        value
+    };
+    status.is_some_and(|status| plain(status) == plain(wanted))
+}

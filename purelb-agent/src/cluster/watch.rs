@@ -1,0 +1,246 @@
+//! Lists and watches kinds of objects, each on a task of its own, and sends what it sees.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use kube::api::DynamicObject;
+use kube::core::{ApiResource, GroupVersionKind};
+use kube::runtime::WatchStreamExt as _;
+use kube::runtime::watcher::{self, Event, ExponentialBackoff};
+use kube::{Api, Client};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use crate::source::parse::{Found, Key, Kind, object};
+
+/// How many pieces of news wait at most: then the watches wait.
+const NEWS: usize = 4096;
+/// Changes that belong together come together.
+const BURST: Duration = Duration::from_millis(3);
+/// A watch is begun anew this often, so that one that went silent is noticed.
+const LIFE: Duration = Duration::from_secs(90);
+/// After an error it is tried again this soon, ...
+const SOON: Duration = Duration::from_millis(200);
+/// ... and with further ones at most so late.
+pub const LATE: Duration = Duration::from_secs(5);
+
+/// A kind, and what of it.
+#[derive(Clone, Debug)]
+pub struct Watched {
+    /// The kind.
+    pub kind: Kind,
+    /// Without it there is no list; otherwise its absence is a problem and nothing more.
+    pub needed: bool,
+    /// Field selector.
+    pub fields: Option<&'static str>,
+    /// Label selector.
+    pub labels: Option<&'static str>,
+}
+
+/// What a watch saw.
+#[derive(Debug)]
+pub enum News {
+    /// All of the kind is listed anew.
+    Begun(Kind),
+    /// An object as it is, with its resourceVersion; or field and fault of one that cannot be read.
+    Seen(Key, String, Result<Arc<Found>, (String, String)>),
+    /// It was deleted.
+    Gone(Key),
+    /// What was not seen since [`News::Begun`] is not there.
+    Listed(Kind),
+    /// It does not work now, and is tried again.
+    Failed(Kind, Fault),
+}
+
+/// Why a watch does not work.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The API server does not know the kind.
+    Unknown,
+    /// It does not let us.
+    Forbidden(String),
+    /// Anything else.
+    Away(String),
+}
+
+/// What a node needs.
+#[must_use]
+pub fn of_node() -> Vec<Watched> {
+    vec![
+        Watched { kind: Kind::Service, needed: true, fields: Some("spec.type=LoadBalancer"), labels: None },
+        // As kube-proxy: a headless Service has no address.
+        Watched { kind: Kind::Slice, needed: true, fields: None, labels: Some("!service.kubernetes.io/headless") },
+        Watched { kind: Kind::Node, needed: true, fields: None, labels: None },
+        Watched { kind: Kind::NodeAgent, needed: false, fields: None, labels: None },
+    ]
+}
+
+/// What the allocator needs. Services of every type: those that were balanced once let go of their addresses.
+#[must_use]
+pub fn of_allocator() -> Vec<Watched> {
+    vec![
+        Watched { kind: Kind::Service, needed: true, fields: None, labels: None },
+        Watched { kind: Kind::ServiceGroup, needed: true, fields: None, labels: None },
+    ]
+}
+
+/// Running watches; they end with it.
+#[derive(Debug)]
+pub struct Feed {
+    news: mpsc::Receiver<News>,
+    _watches: JoinSet<()>,
+}
+
+impl Feed {
+    /// Begins. Must be called inside a tokio runtime.
+    #[must_use]
+    pub fn new(client: &Client, kinds: &[Watched]) -> Self {
+        let (sender, news) = mpsc::channel(NEWS);
+        let mut watches = JoinSet::new();
+        for watched in kinds {
+            watches.spawn(run(client.clone(), watched.clone(), sender.clone()));
+        }
+        Self { news, _watches: watches }
+    }
+
+    /// The next news. Loses none when it is dropped half-way.
+    pub async fn next(&mut self) -> Vec<News> {
+        let mut news = Vec::new();
+        self.news.recv_many(&mut news, NEWS).await;
+        news
+    }
+
+    /// All of the burst that news begin.
+    pub async fn burst(&mut self, news: &mut Vec<News>) {
+        tokio::time::sleep(BURST).await;
+        while let Ok(more) = self.news.try_recv() {
+            news.push(more);
+        }
+    }
+}
+
+async fn run(client: Client, watched: Watched, sender: mpsc::Sender<News>) {
+    let kind = watched.kind;
+    let api: Api<DynamicObject> = Api::all_with(client, &resource(kind));
+    let config = watcher::Config {
+        field_selector: watched.fields.map(str::to_owned),
+        label_selector: watched.labels.map(str::to_owned),
+        timeout: u32::try_from(LIFE.as_secs()).ok(),
+        ..watcher::Config::default()
+    };
+    let backoff = backon::ExponentialBuilder::default().with_min_delay(SOON).with_max_delay(LATE).without_max_times();
+    let backoff: ExponentialBackoff = backoff.with_jitter().into();
+    let mut events = std::pin::pin!(watcher::watcher(api, config).backoff(backoff));
+    while let Some(event) = events.next().await {
+        let news = match event {
+            Ok(Event::Init) => News::Begun(kind),
+            Ok(Event::InitApply(object) | Event::Apply(object)) => seen(kind, object),
+            Ok(Event::Delete(object)) => News::Gone(key(kind, &object)),
+            Ok(Event::InitDone) => News::Listed(kind),
+            Err(error) => match fault(&error) {
+                Some(fault) => News::Failed(kind, fault),
+                None => continue,
+            },
+        };
+        if sender.send(news).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn resource(kind: Kind) -> ApiResource {
+    let (group, version, plural) = match kind {
+        Kind::Service => ("", "v1", "services"),
+        Kind::Slice => ("discovery.k8s.io", "v1", "endpointslices"),
+        Kind::Node => ("", "v1", "nodes"),
+        Kind::NodeAgent => ("purelb.io", "v2", "lbnodeagents"),
+        Kind::ServiceGroup => ("purelb.io", "v2", "servicegroups"),
+    };
+    ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind.name()), plural)
+}
+
+fn key(kind: Kind, object: &DynamicObject) -> Key {
+    let name = object.metadata.name.clone().unwrap_or_default();
+    match &object.metadata.namespace {
+        Some(namespace) => (kind, format!("{namespace}/{name}")),
+        None => (kind, name),
+    }
+}
+
+/// Only what [`object`] reads of it is kept.
+fn seen(kind: Kind, object: DynamicObject) -> News {
+    let key = key(kind, &object);
+    let DynamicObject { metadata: meta, mut data, .. } = object;
+    let annotations = meta.annotations.unwrap_or_default();
+    let ours: BTreeMap<_, _> = annotations.into_iter().filter(|(key, _)| key.starts_with("purelb.io/")).collect();
+    // Of a Node all labels may be selected by; of the rest only a slice's lead somewhere.
+    let labels =
+        if matches!(kind, Kind::Node | Kind::Slice) { meta.labels.unwrap_or_default() } else { BTreeMap::new() };
+    if let Value::Object(fields) = &mut data {
+        let created = meta.creation_timestamp.map(|time| time.0.to_string()).unwrap_or_default();
+        let meta = json!({
+            "name": meta.name.unwrap_or_default(),
+            "namespace": meta.namespace.unwrap_or_default(),
+            "uid": meta.uid.unwrap_or_default(),
+            "creationTimestamp": created,
+            "generation": if kind == Kind::ServiceGroup { meta.generation.unwrap_or_default() } else { 0 },
+            "labels": labels,
+            "annotations": ours,
+        });
+        fields.insert("metadata".to_owned(), meta);
+    }
+    without_nulls(&mut data);
+    let version = meta.resource_version.unwrap_or_default();
+    let found = object_of(kind, data);
+    News::Seen(key, version, found)
+}
+
+fn object_of(kind: Kind, data: Value) -> Result<Arc<Found>, (String, String)> {
+    object(kind, data).map(|object| Arc::new(Found { object, origin: String::new() }))
+}
+
+/// To Kubernetes a field that is null is one that is not there.
+fn without_nulls(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            map.retain(|_, v| !v.is_null());
+            map.values_mut().for_each(without_nulls);
+        }
+        Value::Array(items) => items.iter_mut().for_each(without_nulls),
+        _ => {}
+    }
+}
+
+/// None where the watch is only begun anew, as for a resourceVersion that the API server has forgotten.
+fn fault(error: &watcher::Error) -> Option<Fault> {
+    let status = match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchFailed(kube::Error::Api(status))
+        | watcher::Error::WatchError(status) => Some(status),
+        _ => None,
+    };
+    match status.map(|status| (status.code, &status.message)) {
+        Some((404, _)) => Some(Fault::Unknown),
+        Some((401 | 403, message)) => Some(Fault::Forbidden(message.clone())),
+        Some((410, _)) => None,
+        _ => Some(Fault::Away(chain(error))),
+    }
+}
+
+/// What went wrong, down to the cause.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        next = cause.source();
+    }
+    text
+}
