@@ -49,7 +49,7 @@ impl Cluster {
     /// The world; `None` before the first list of every kind that is needed (D18).
     #[must_use]
     pub fn world(&self) -> Option<&World> {
-        self.store.is_listed().then(|| self.converter.world())
+        self.store.is_listed(Instant::now()).then(|| self.converter.world())
     }
 
     /// What is wrong with the watches and the objects.

@@ -90,7 +90,7 @@ impl Agent {
             .arg("--state")
             .arg(&self.state)
             .args(&self.more)
-            .env("RUST_LOG", "info,kube_client=error")
+            .env("RUST_LOG", "info,kube_client=off,kube_runtime=off")
             .stdin(Stdio::null())
             .stdout(copy(&log)?)
             .stderr(log)

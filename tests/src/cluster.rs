@@ -100,7 +100,7 @@ impl Cluster {
                 .args(["--service-account-key-file", &path("sa.key"), "--service-account-signing-key-file"])
                 .args([&path("sa.key"), "--token-auth-file", &path("tokens.csv")])
                 .args(["--service-cluster-ip-range=10.96.0.0/16,fd00:96::/112", "--secure-port=6443"])
-                .args(["--advertise-address=198.18.250.2", "--bind-address=0.0.0.0", "--v=1"]),
+                .args(["--advertise-address=198.18.250.2", "--bind-address=0.0.0.0", "--allow-privileged=true"]),
             Part::Controllers => command
                 .args(["--kubeconfig", &path("admin"), "--controllers=*", "--leader-elect=false"])
                 .args(["--allocate-node-cidrs=false", "--service-account-private-key-file", &path("sa.key")])
@@ -132,6 +132,18 @@ impl Cluster {
         let children = self.children()?;
         let (_, child) = children.iter().find(|(one, _)| *one == part).context("it does not run")?;
         kill(Pid::from_raw(i32::try_from(child.id())?), signal).context("signal it")
+    }
+
+    /// Stops etcd and what stands on it, does something with etcd's folder, and starts all of it.
+    pub fn restart_etcd(&self, work: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+        for part in [Part::Controllers, Part::Api, Part::Etcd] {
+            self.kill(part)?;
+        }
+        work(&self.folder.path().join("etcd"))?;
+        for part in [Part::Etcd, Part::Api, Part::Controllers] {
+            self.run(part)?;
+        }
+        self.wait_served()
     }
 
     /// Waits until the API server is ready.
@@ -194,7 +206,17 @@ impl Cluster {
 
     /// What the API is asked by, with all rights.
     pub fn admin(&self) -> Result<Client> {
-        Client::new(&self.netns, "admin")
+        Client::new(&self.netns, "admin", &[])
+    }
+
+    /// The same as a service account whose token says that its pod runs on that node.
+    pub fn pod_on(&self, namespace: &str, account: &str, node: &str) -> Result<Client> {
+        let headers = [
+            ("impersonate-user", format!("system:serviceaccount:{namespace}:{account}")),
+            ("impersonate-group", "system:authenticated".to_owned()),
+            ("impersonate-extra-authentication.kubernetes.io%2fnode-name", node.to_owned()),
+        ];
+        Client::new(&self.netns, "admin", &headers)
     }
 
     fn children(&self) -> Result<std::sync::MutexGuard<'_, Vec<(Part, Child)>>> {

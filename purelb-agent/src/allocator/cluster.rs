@@ -184,7 +184,7 @@ impl Desk {
         for (_, name) in changed.iter().filter(|key| key.0 == Kind::Service) {
             self.register.read_service(&self.store, name, Home::Cluster, false);
         }
-        if !self.store.is_listed() {
+        if !self.store.is_listed(Instant::now()) {
             return;
         }
         let is = |name: &str, version: &str| {
@@ -206,7 +206,9 @@ impl Desk {
 
     /// Decides; whether there is a grant that must be written down before it is written.
     fn decide(&mut self) -> bool {
-        let Some(allocator) = self.allocator.as_mut().filter(|_| self.store.is_listed()) else { return false };
+        let Some(allocator) = self.allocator.as_mut().filter(|_| self.store.is_listed(Instant::now())) else {
+            return false;
+        };
         let now = Instant::now();
         let clock = u64::try_from(now.duration_since(self.started).as_millis()).unwrap_or(u64::MAX);
         let mut granted = false;

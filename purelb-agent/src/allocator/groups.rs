@@ -1,6 +1,7 @@
 //! What is said about ServiceGroups: their status, and events about their faults. Only what is new is written.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use kube::Client;
 use purelb_plan::alloc::catalog::Catalog;
@@ -17,6 +18,9 @@ use crate::source::estate::Register;
 use crate::source::objects::ServiceGroup;
 use crate::source::parse::{Kind, Object};
 
+/// A status that was not accepted is written again after so long.
+const LATER: Duration = Duration::from_secs(30);
+
 type Name = (String, String);
 
 /// What was said.
@@ -25,6 +29,8 @@ pub struct Groups {
     events: Events,
     running: JoinSet<(Name, Outcome)>,
     busy: BTreeSet<Name>,
+    /// What was not accepted is tried again then.
+    later: BTreeMap<Name, Instant>,
     /// Faults that an event told.
     told: BTreeSet<(Name, String)>,
 }
@@ -33,19 +39,25 @@ impl Groups {
     /// Nothing was said.
     #[must_use]
     pub fn new(client: Client, events: Events) -> Self {
-        Self { client, events, running: JoinSet::new(), busy: BTreeSet::new(), told: BTreeSet::new() }
+        let (busy, later, told) = (BTreeSet::new(), BTreeMap::new(), BTreeSet::new());
+        Self { client, events, running: JoinSet::new(), busy, later, told }
     }
 
     /// Says what is new.
     pub fn look(&mut self, store: &Store, register: &Register, ledger: &Ledger) {
         while let Some(done) = self.running.try_join_next() {
-            if let Ok((name, outcome)) = done {
-                if let Outcome::Refused(why) | Outcome::Unknown(why) = outcome {
-                    tracing::warn!(group = format!("{}/{}", name.0, name.1), "its status was not written: {why}");
-                }
-                self.busy.remove(&name);
-            }
+            let Ok((name, outcome)) = done else { continue };
+            self.busy.remove(&name);
+            let why = match outcome {
+                Outcome::Done => continue,
+                Outcome::Refused(why) | Outcome::Unknown(why) => why,
+                Outcome::Outdated => "it is gone, or its CRD has no status: apply deploy/crds".to_owned(),
+            };
+            tracing::warn!(group = format!("{}/{}", name.0, name.1), "its status was not written: {why}");
+            self.later.insert(name, Instant::now() + LATER);
         }
+        let now = Instant::now();
+        self.later.retain(|_, until| *until > now);
         let catalog = &register.estate.catalog;
         let mut told = BTreeSet::new();
         for (key, found) in store.all(Kind::ServiceGroup) {
@@ -70,7 +82,7 @@ impl Groups {
                 continue;
             }
             let Some(wanted) = wanted(group, &name, catalog, ledger, &faults) else { continue };
-            if !self.busy.contains(&name) && !says(group.status.as_ref(), &wanted) {
+            if !self.busy.contains(&name) && !self.later.contains_key(&name) && !says(group.status.as_ref(), &wanted) {
                 self.busy.insert(name.clone());
                 let client = self.client.clone();
                 self.running.spawn(async move {

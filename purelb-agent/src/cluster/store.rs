@@ -13,6 +13,8 @@ use crate::source::state::ServiceState;
 
 /// An error that did not come again for so long is over: a watch that works is silent.
 const OVER: Duration = Duration::from_secs(LATE.as_secs() * 3);
+/// A kind is denied when it was so for so long: an API server that starts knows neither roles nor kinds for a moment.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Default)]
 struct Standing {
@@ -21,7 +23,14 @@ struct Standing {
     listed: bool,
     /// What was seen since the list began.
     listing: Option<BTreeSet<Key>>,
-    fault: Option<(Instant, Fault)>,
+    fault: Option<Trouble>,
+}
+
+#[derive(Debug)]
+struct Trouble {
+    fault: Fault,
+    since: Instant,
+    last: Instant,
 }
 
 /// The objects, and how the watches stand.
@@ -79,10 +88,12 @@ impl Store {
             }
             News::Failed(kind, fault) => {
                 let standing = self.standing(kind);
-                if standing.fault.as_ref().is_none_or(|(_, known)| *known != fault) {
+                if standing.fault.as_ref().is_none_or(|known| known.fault != fault) {
                     tracing::warn!(kind = kind.name(), ?fault, "cannot be watched now");
                 }
-                standing.fault = Some((now, fault));
+                let same = |known: &&Trouble| std::mem::discriminant(&known.fault) == std::mem::discriminant(&fault);
+                let since = standing.fault.as_ref().filter(same).map_or(now, |known| known.since);
+                standing.fault = Some(Trouble { fault, since, last: now });
             }
         }
     }
@@ -124,8 +135,8 @@ impl Store {
 
     /// Everything that is needed was listed once, and of the rest it is known that it cannot be.
     #[must_use]
-    pub fn is_listed(&self) -> bool {
-        self.kinds.values().all(|standing| standing.listed || !standing.needed && standing.is_denied())
+    pub fn is_listed(&self, now: Instant) -> bool {
+        self.kinds.values().all(|standing| standing.listed || !standing.needed && standing.is_denied(now))
     }
 
     /// Some object was never read.
@@ -153,19 +164,20 @@ impl Standing {
         self.fault = None;
     }
 
-    fn is_denied(&self) -> bool {
-        matches!(self.fault, Some((_, Fault::Unknown | Fault::Forbidden(_))))
+    fn is_denied(&self, now: Instant) -> bool {
+        let denied = |known: &Trouble| matches!(known.fault, Fault::Unknown | Fault::Forbidden(_));
+        self.fault.as_ref().is_some_and(|known| denied(known) && now.duration_since(known.since) >= PATIENCE)
     }
 
     fn problem(&self, kind: Kind, now: Instant) -> Option<Problem> {
         let name = kind.name();
-        let (at, fault) = match &self.fault {
-            Some(fault) => fault,
+        let Trouble { fault, last, .. } = match &self.fault {
+            Some(trouble) => trouble,
             None if self.listed => return None,
             None => return Some(self.waiting(name, "they were not listed yet", "wait; if it stays so see the log")),
         };
         // A kind that is denied is so until it is listed.
-        if self.listed && now.duration_since(*at) > OVER {
+        if self.listed && now.duration_since(*last) > OVER {
             return None;
         }
         Some(match fault {

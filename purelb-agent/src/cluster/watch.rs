@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use kube::api::DynamicObject;
@@ -22,6 +22,8 @@ const NEWS: usize = 4096;
 const BURST: Duration = Duration::from_millis(3);
 /// A watch is begun anew this often, so that one that went silent is noticed.
 const LIFE: Duration = Duration::from_secs(90);
+/// So long after an error it is asked whether the API server knows what was seen.
+const DOUBT: Duration = Duration::from_secs(3);
 /// After an error it is tried again this soon, ...
 const SOON: Duration = Duration::from_millis(200);
 /// ... and with further ones at most so late.
@@ -123,8 +125,14 @@ impl Feed {
 }
 
 async fn run(client: Client, watched: Watched, sender: mpsc::Sender<News>) {
+    // From the beginning each time.
+    while follow(&client, &watched, &sender).await {}
+}
+
+/// Follows one watch; whether a new one is to begin with a list.
+async fn follow(client: &Client, watched: &Watched, sender: &mpsc::Sender<News>) -> bool {
     let kind = watched.kind;
-    let api: Api<DynamicObject> = Api::all_with(client, &resource(kind));
+    let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource(kind));
     let config = watcher::Config {
         field_selector: watched.fields.map(str::to_owned),
         label_selector: watched.labels.map(str::to_owned),
@@ -134,21 +142,92 @@ async fn run(client: Client, watched: Watched, sender: mpsc::Sender<News>) {
     let backoff = backon::ExponentialBuilder::default().with_min_delay(SOON).with_max_delay(LATE).without_max_times();
     let backoff: ExponentialBackoff = backoff.with_jitter().into();
     let mut events = std::pin::pin!(watcher::watcher(api, config).backoff(backoff));
-    while let Some(event) = events.next().await {
+    let (mut witness, mut doubt) = (None, None);
+    loop {
+        let event = tokio::select! {
+            event = events.next() => event,
+            () = doubtful(doubt) => {
+                match remembers(client, kind, witness.as_ref()).await {
+                    Some(true) => doubt = None,
+                    Some(false) => {
+                        tracing::warn!(kind = kind.name(), "the API server may have been set back: all is listed anew");
+                        return true;
+                    }
+                    None => doubt = Some(Instant::now() + DOUBT),
+                }
+                continue;
+            }
+        };
+        let Some(event) = event else { return true };
         let news = match event {
             Ok(Event::Init) => News::Begun(kind),
-            Ok(Event::InitApply(object) | Event::Apply(object)) => seen(kind, object),
-            Ok(Event::Delete(object)) => News::Gone(key(kind, &object)),
+            Ok(Event::InitApply(object) | Event::Apply(object)) => {
+                witness = Witness::newest(witness, &object, true);
+                seen(kind, object)
+            }
+            Ok(Event::Delete(object)) => {
+                witness = Witness::newest(witness, &object, false);
+                News::Gone(key(kind, &object))
+            }
             Ok(Event::InitDone) => News::Listed(kind),
-            Err(error) => match fault(&error) {
-                Some(fault) => News::Failed(kind, fault),
-                None => continue,
-            },
+            Err(error) => {
+                doubt = Some(Instant::now() + DOUBT);
+                match fault(&error) {
+                    Some(fault) => News::Failed(kind, fault),
+                    None => continue,
+                }
+            }
         };
         if sender.send(news).await.is_err() {
-            return;
+            return false;
         }
     }
+}
+
+async fn doubtful(until: Option<Instant>) {
+    match until {
+        Some(until) => tokio::time::sleep_until(until.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The newest thing that a watch saw: an object in a version, or that it was deleted.
+struct Witness {
+    namespace: Option<String>,
+    name: String,
+    version: u64,
+    there: bool,
+}
+
+impl Witness {
+    fn newest(known: Option<Self>, object: &DynamicObject, there: bool) -> Option<Self> {
+        let meta = &object.metadata;
+        let version = number(meta.resource_version.as_deref());
+        if known.as_ref().is_some_and(|known| known.version > version) {
+            return known;
+        }
+        Some(Self { namespace: meta.namespace.clone(), name: meta.name.clone().unwrap_or_default(), version, there })
+    }
+}
+
+/// Whether the API server still knows what it told last; `None`: it does not answer. An etcd that was restored from a
+/// backup does not, and a watch from a version that it does not know yet would be silent, and miss what comes before.
+async fn remembers(client: &Client, kind: Kind, witness: Option<&Witness>) -> Option<bool> {
+    let Some(Witness { namespace, name, version, there }) = witness else { return Some(true) };
+    let api: Api<DynamicObject> = match namespace {
+        Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource(kind)),
+        None => Api::all_with(client.clone(), &resource(kind)),
+    };
+    match api.get_metadata_opt(name).await {
+        Ok(Some(now)) => Some(*there && number(now.metadata.resource_version.as_deref()) >= *version),
+        Ok(None) => Some(!there),
+        Err(_) => None,
+    }
+}
+
+/// resourceVersions are numbers that grow (Kubernetes KEP-5504).
+fn number(version: Option<&str>) -> u64 {
+    version.and_then(|version| version.parse().ok()).unwrap_or_default()
 }
 
 fn resource(kind: Kind) -> ApiResource {

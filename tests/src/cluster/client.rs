@@ -40,13 +40,17 @@ pub struct Refused {
 }
 
 impl Client {
-    pub(super) fn new(netns: &Netns, token: &str) -> Result<Self> {
+    /// `headers` go with every request, as those of an impersonation.
+    pub(super) fn new(netns: &Netns, token: &str, headers: &[(&'static str, String)]) -> Result<Self> {
         // Its threads are made inside, so its sockets are inside.
         let runtime =
             netns.enter(|| Builder::new_multi_thread().worker_threads(1).enable_all().build())?.context("runtime")?;
         let mut config = kube::Config::new("https://127.0.0.1:6443".parse().context("address")?);
         config.accept_invalid_certs = true;
         config.default_retry = false;
+        for (name, value) in headers {
+            config.headers.push((http::HeaderName::from_static(name), value.parse().context("header")?));
+        }
         config.auth_info = AuthInfo { token: Some(token.to_owned().into()), ..AuthInfo::default() };
         let client = {
             let _inside = runtime.enter();
@@ -100,6 +104,11 @@ impl Client {
         let whole = path_of(object)?;
         let of_kind = whole.rsplit_once('/').map_or(whole.as_str(), |(of_kind, _)| of_kind);
         self.json("POST", &format!("{of_kind}?fieldValidation=Strict"), Some(("application/json", object)))
+    }
+
+    /// Makes it what is said, if it is still the version that is named in it.
+    pub fn replace(&self, object: &Value) -> Result<Value> {
+        self.json("PUT", &path_of(object)?, Some(("application/json", object)))
     }
 
     /// An object.

@@ -4,6 +4,7 @@
 use std::fs::OpenOptions;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -125,7 +126,18 @@ impl<'a> Tenant<'a> {
     /// What its allocators wrote last.
     #[must_use]
     pub fn log(&self) -> String {
-        std::fs::read_to_string(log(self.cluster, &self.namespace)).unwrap_or_default()
+        let entries = std::fs::read_dir(self.cluster.folder()).into_iter().flatten().flatten();
+        let own = format!("{}-allocator-", self.namespace);
+        let mut logs: Vec<_> =
+            entries.map(|entry| entry.path()).filter(|path| path.to_string_lossy().contains(&own)).collect();
+        logs.sort();
+        logs.iter().filter_map(|log| std::fs::read_to_string(log).ok()).collect()
+    }
+
+    /// Who leads, by its identity.
+    pub fn leader(&self) -> Result<String> {
+        let lease = self.admin.get("Lease", &self.namespace, "purelb-allocator")?;
+        Ok(lease["spec"]["holderIdentity"].as_str().unwrap_or_default().to_owned())
     }
 }
 
@@ -135,10 +147,6 @@ impl Drop for Tenant<'_> {
         let lines: Vec<_> = log.lines().collect();
         eprintln!("{}", lines.get(lines.len().saturating_sub(30)..).unwrap_or_default().join("\n"));
     }
-}
-
-fn log(cluster: &Cluster, namespace: &str) -> PathBuf {
-    cluster.folder().join(format!("{namespace}-allocator.log"))
 }
 
 /// The condition of a Service.
@@ -181,7 +189,9 @@ fn moved(object: &Value, namespace: &str) -> Result<Value> {
 impl Allocator {
     /// Starts one, as the service account of that namespace.
     pub fn start(cluster: &Cluster, namespace: &str, more: &[&str]) -> Result<Self> {
-        let log = log(cluster, namespace);
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let log = cluster.folder().join(format!("{namespace}-allocator-{number}.log"));
         let file = OpenOptions::new().create(true).append(true).open(&log)?;
         let child = cluster
             .netns
@@ -190,7 +200,7 @@ impl Allocator {
             .arg("--kubeconfig")
             .arg(cluster.account("127.0.0.1", namespace, "allocator")?)
             .args(more)
-            .env("RUST_LOG", "info,kube_client=error")
+            .env("RUST_LOG", "info,kube_client=off,kube_runtime=off")
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file)
@@ -223,6 +233,14 @@ impl Allocator {
         let status = std::fs::read_to_string(format!("/proc/{id}/status"))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
         Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
+    }
+
+    /// What it calls itself in the Lease.
+    #[must_use]
+    pub fn identity(&self) -> String {
+        let log = self.log();
+        let found = log.split_once("identity=\"").and_then(|(_, rest)| rest.split_once('"'));
+        found.map_or_else(String::new, |(identity, _)| identity.to_owned())
     }
 
     /// Its log.
