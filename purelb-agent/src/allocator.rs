@@ -3,6 +3,7 @@
 pub mod cluster;
 pub mod folder;
 mod groups;
+mod networks;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;

@@ -164,3 +164,36 @@ fn another_takes_over() -> Result<()> {
     ensure!(before == after, "nothing is written that did not change");
     first.stop(Signal::SIGTERM)
 }
+
+/// Multi-pool: one address of each range whose network some living node has, as its Lease says; more when there are more.
+#[test]
+fn multi_pool() -> Result<()> {
+    let tenant = Tenant::new(Cluster::shared()?, "multi-pool")?;
+    let lease = |subnets: &str| {
+        json!({
+            "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+            "metadata": {
+                "name": "purelb-node-node1", "namespace": tenant.namespace,
+                "labels": {"app.kubernetes.io/name": "purelb", "app.kubernetes.io/component": "lbnodeagent"},
+                "annotations": {"purelb.io/subnets": subnets},
+            },
+            "spec": {"holderIdentity": "node1", "leaseDurationSeconds": 3600, "renewTime": "2126-01-01T00:00:00.000000Z"},
+        })
+    };
+    tenant.admin.apply(&lease("192.0.2.0/24"))?;
+    let pools = [("192.0.2.160/30", "192.0.2.0/24"), ("198.51.100.8/30", "198.51.100.0/24")];
+    tenant.group("default", local(&pools, json!({"multiPool": true})))?;
+    let _allocator = tenant.allocator(&[])?;
+    ensure!(tenant.asks("web", json!({}), json!({}))? == "192.0.2.160");
+    ensure!(tenant.asks("plain", json!({"purelb.io/multi-pool": "false"}), json!({}))? == "192.0.2.161");
+    tenant.admin.apply(&lease("192.0.2.0/24,198.51.100.0/24"))?;
+    tenant.wait("web", "has one of each", |service| said(service) == "192.0.2.160 198.51.100.8")?;
+    tenant.admin.delete("Lease", &tenant.namespace, "purelb-node-node1")?;
+    let note = json!({"metadata": {"annotations": {"purelb.io/re-evaluate": "true"}}});
+    tenant.admin.patch("Service", &tenant.namespace, "web", &note)?;
+    let web = tenant.wait("web", "is looked at again", |service| {
+        service["metadata"]["annotations"].get("purelb.io/re-evaluate").is_none()
+    })?;
+    ensure!(said(&web) == "192.0.2.160 198.51.100.8", "what it has stays: {web}");
+    Ok(())
+}

@@ -1,5 +1,5 @@
 //! The allocator while things go wrong: leaders that are stopped in the middle, a stolen Lease, writes that are
-//! refused or overtaken, an API server and an etcd that die, or forget.
+//! refused or overtaken, an API server and an etcd that die, or forget. Invariant I14.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};

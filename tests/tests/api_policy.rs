@@ -1,4 +1,4 @@
-//! `deploy/base` in a real API server: everything in it is valid, and an agent that lies is refused.
+//! `deploy/base` in a real API server: everything in it is valid, and an agent that lies is refused. Invariant I15.
 
 use std::time::Duration;
 

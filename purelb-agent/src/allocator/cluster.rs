@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::groups::Groups;
+use super::networks::Networks;
 use super::{Figures, tell};
 use crate::cluster::lease::{Candidate, Grant, Grants, LeaseError, PACE, Term};
 use crate::cluster::store::Store;
@@ -102,6 +103,7 @@ struct Desk {
     events: Events,
     store: Store,
     register: Register,
+    networks: Networks,
     /// From the first list on.
     allocator: Option<Allocator>,
     inherited: Grants,
@@ -121,8 +123,9 @@ impl Desk {
             figures,
             groups: Groups::new(office.client.clone(), events.clone()),
             events,
-            store: Store::new(&of_allocator()),
+            store: Store::new(&of_allocator(&office.namespace)),
             register: Register::default(),
+            networks: Networks::default(),
             allocator: None,
             inherited,
             writes: BTreeMap::new(),
@@ -134,7 +137,7 @@ impl Desk {
 
     async fn work(&mut self, term: &mut Term, stop: &mut watch::Receiver<bool>) -> End {
         // Watches that begin now list what is there now: nothing is given before that.
-        let mut feed = Feed::new(&self.office.client, &of_allocator());
+        let mut feed = Feed::new(&self.office.client, &of_allocator(&self.office.namespace));
         let mut beat = tokio::time::interval(PACE);
         loop {
             let renew = tokio::select! {
@@ -184,6 +187,10 @@ impl Desk {
         for (_, name) in changed.iter().filter(|key| key.0 == Kind::Service) {
             self.register.read_service(&self.store, name, Home::Cluster, false);
         }
+        for (_, name) in changed.iter().filter(|key| key.0 == Kind::Lease) {
+            self.networks.read(&self.store, name);
+        }
+        self.register.estate.subnets = self.networks.alive(Instant::now());
         if !self.store.is_listed(Instant::now()) {
             return;
         }

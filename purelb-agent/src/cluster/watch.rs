@@ -36,10 +36,19 @@ pub struct Watched {
     pub kind: Kind,
     /// Without it there is no list; otherwise its absence is a problem and nothing more.
     pub needed: bool,
+    /// Of one namespace only.
+    pub namespace: Option<String>,
     /// Field selector.
     pub fields: Option<&'static str>,
     /// Label selector.
     pub labels: Option<&'static str>,
+}
+
+impl Watched {
+    /// All of a kind that is needed.
+    const fn all(kind: Kind) -> Self {
+        Self { kind, needed: true, namespace: None, fields: None, labels: None }
+    }
 }
 
 /// What a watch saw.
@@ -72,20 +81,24 @@ pub enum Fault {
 #[must_use]
 pub fn of_node() -> Vec<Watched> {
     vec![
-        Watched { kind: Kind::Service, needed: true, fields: Some("spec.type=LoadBalancer"), labels: None },
+        Watched { fields: Some("spec.type=LoadBalancer"), ..Watched::all(Kind::Service) },
         // As kube-proxy: a headless Service has no address.
-        Watched { kind: Kind::Slice, needed: true, fields: None, labels: Some("!service.kubernetes.io/headless") },
-        Watched { kind: Kind::Node, needed: true, fields: None, labels: None },
-        Watched { kind: Kind::NodeAgent, needed: false, fields: None, labels: None },
+        Watched { labels: Some("!service.kubernetes.io/headless"), ..Watched::all(Kind::Slice) },
+        Watched::all(Kind::Node),
+        Watched { needed: false, ..Watched::all(Kind::NodeAgent) },
     ]
 }
 
-/// What the allocator needs. Services of every type: those that were balanced once let go of their addresses.
+/// What the allocator needs. Services of every type: those that were balanced once let go of their addresses. The Leases
+/// of the nodes, in its namespace, say which networks they have.
 #[must_use]
-pub fn of_allocator() -> Vec<Watched> {
+pub fn of_allocator(namespace: &str) -> Vec<Watched> {
+    let labels = Some("app.kubernetes.io/name=purelb,app.kubernetes.io/component=lbnodeagent");
+    let namespace = Some(namespace.to_owned());
     vec![
-        Watched { kind: Kind::Service, needed: true, fields: None, labels: None },
-        Watched { kind: Kind::ServiceGroup, needed: true, fields: None, labels: None },
+        Watched::all(Kind::Service),
+        Watched::all(Kind::ServiceGroup),
+        Watched { needed: false, namespace, labels, ..Watched::all(Kind::Lease) },
     ]
 }
 
@@ -132,7 +145,10 @@ async fn run(client: Client, watched: Watched, sender: mpsc::Sender<News>) {
 /// Follows one watch; whether a new one is to begin with a list.
 async fn follow(client: &Client, watched: &Watched, sender: &mpsc::Sender<News>) -> bool {
     let kind = watched.kind;
-    let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource(kind));
+    let api: Api<DynamicObject> = match &watched.namespace {
+        Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource(kind)),
+        None => Api::all_with(client.clone(), &resource(kind)),
+    };
     let config = watcher::Config {
         field_selector: watched.fields.map(str::to_owned),
         label_selector: watched.labels.map(str::to_owned),
@@ -237,6 +253,7 @@ fn resource(kind: Kind) -> ApiResource {
         Kind::Node => ("", "v1", "nodes"),
         Kind::NodeAgent => ("purelb.io", "v2", "lbnodeagents"),
         Kind::ServiceGroup => ("purelb.io", "v2", "servicegroups"),
+        Kind::Lease => ("coordination.k8s.io", "v1", "leases"),
     };
     ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind.name()), plural)
 }

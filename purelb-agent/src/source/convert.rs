@@ -145,7 +145,7 @@ impl Converter {
             match key.0 {
                 Kind::Service => drop(touched.insert(key.1.clone())),
                 Kind::Slice => touched.extend(self.owner(objects, key)),
-                Kind::Node | Kind::NodeAgent | Kind::ServiceGroup => {}
+                Kind::Node | Kind::NodeAgent | Kind::ServiceGroup | Kind::Lease => {}
             }
         }
         let any = |kind| changed.iter().any(|key| key.0 == kind);

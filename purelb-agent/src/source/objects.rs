@@ -252,3 +252,23 @@ pub struct NodeAddress {
     /// The address.
     pub address: String,
 }
+
+/// coordination.k8s.io/v1 Lease
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Lease {
+    /// metadata
+    pub metadata: Meta,
+    /// spec
+    pub spec: LeaseSpec,
+}
+
+/// Lease.spec
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct LeaseSpec {
+    /// Seconds.
+    pub lease_duration_seconds: Option<u32>,
+    /// RFC 3339 with microseconds.
+    pub renew_time: Option<String>,
+}

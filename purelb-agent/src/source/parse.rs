@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer};
 use serde_yaml_ng::Value;
 
 use super::node_agent::NodeAgent;
-use super::objects::{EndpointSlice, Node, Service, ServiceGroup};
+use super::objects::{EndpointSlice, Lease, Node, Service, ServiceGroup};
 
 /// The kinds that count here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,6 +24,8 @@ pub enum Kind {
     NodeAgent,
     /// purelb.io/v2
     ServiceGroup,
+    /// coordination.k8s.io/v1; in a cluster only.
+    Lease,
 }
 
 impl Kind {
@@ -36,6 +38,7 @@ impl Kind {
             Self::Node => "Node",
             Self::NodeAgent => "LBNodeAgent",
             Self::ServiceGroup => "ServiceGroup",
+            Self::Lease => "Lease",
         }
     }
 }
@@ -62,6 +65,8 @@ pub enum Object {
     NodeAgent(Box<NodeAgent>),
     /// A ServiceGroup.
     ServiceGroup(Box<ServiceGroup>),
+    /// A Lease.
+    Lease(Box<Lease>),
 }
 
 /// An object and where it stands.
@@ -246,6 +251,7 @@ pub fn object<'de, D: Deserializer<'de>>(kind: Kind, value: D) -> Result<Object,
         Kind::Node => typed(value).map(Object::Node),
         Kind::NodeAgent => typed(value).map(Object::NodeAgent),
         Kind::ServiceGroup => typed(value).map(Object::ServiceGroup),
+        Kind::Lease => typed(value).map(Object::Lease),
     }
 }
 
