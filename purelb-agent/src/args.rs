@@ -34,11 +34,13 @@ pub enum Command {
     /// VIPs and ports with their endpoints, states and shares.
     #[command(after_help = "Example: purelb-agent services")]
     Services(Query),
-    /// Ranges of the ServiceGroups of a folder, and what is in use of them.
-    #[command(after_help = "Example: purelb-agent pools --source dir:./manifests")]
+    /// Ranges of the ServiceGroups, and what is in use of them.
+    #[command(after_help = "Example: purelb-agent pools\n\
+        Without a cluster: purelb-agent pools --source dir:./manifests")]
     Pools(Manifests),
-    /// What is wrong or doubtful about the ServiceGroups and LBNodeAgents of a folder.
-    #[command(after_help = "Example: purelb-agent validate --source dir:./manifests --strict\n\n\
+    /// What is wrong or doubtful about ServiceGroups and LBNodeAgents.
+    #[command(after_help = "Example: purelb-agent validate --strict\n\
+        Without a cluster: purelb-agent validate --source dir:./manifests\n\n\
         Exit code: 0 nothing, 1 a FAIL (with --strict also a WARN), 2 wrong usage.")]
     Validate(Validate),
     /// Each step of the decision for a packet, from the live maps.
@@ -218,28 +220,21 @@ pub struct Query {
     pub output: Output,
 }
 
-/// A command that reads a folder.
+/// A command that reads the objects themselves.
 #[derive(Debug, ClapArgs)]
 pub struct Manifests {
-    /// Where the objects come from: dir:PATH, a folder of manifests.
-    #[arg(long)]
+    /// Where the objects come from: kube, the Kubernetes API, or dir:PATH, a folder of manifests.
+    #[arg(long, default_value = "kube", env = "PURELB_SOURCE")]
     pub source: String,
-    /// Folder of what was given [default: PATH/state].
+    #[command(flatten)]
+    /// How to reach Kubernetes.
+    pub kube: Kube,
+    /// Folder of what was given, with a folder of manifests [default: PATH/state].
     #[arg(long)]
     pub state: Option<PathBuf>,
     /// Form of the answer.
     #[arg(short, long, value_enum, default_value_t)]
     pub output: Output,
-}
-
-impl Manifests {
-    /// The folder, and that of the state.
-    ///
-    /// # Errors
-    /// The source is none that is known.
-    pub fn folders(&self) -> anyhow::Result<(PathBuf, PathBuf)> {
-        folders(&self.source, self.state.clone())
-    }
 }
 
 /// What `--source` names.

@@ -5,6 +5,7 @@
 pub mod cleanup;
 pub mod drops;
 pub mod explain;
+mod inventory;
 pub(crate) mod live;
 pub mod pools;
 pub(crate) mod reason;

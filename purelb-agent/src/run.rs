@@ -63,8 +63,8 @@ async fn run(command: Command) -> anyhow::Result<u8> {
         }
         Command::Status(q) => Ok(commands::status::run(&q)),
         Command::Services(q) => Ok(commands::services::run(&q)),
-        Command::Pools(q) => Ok(commands::pools::run(&q)),
-        Command::Validate(q) => Ok(commands::validate::run(&q)),
+        Command::Pools(q) => Ok(commands::pools::run(&q).await),
+        Command::Validate(q) => Ok(commands::validate::run(&q).await),
         Command::Explain(q) => Ok(commands::explain::run(&q)),
         Command::Drops(q) => Ok(commands::drops::run(&q).await),
         Command::Cleanup(q) => commands::cleanup::run(&q).await,

@@ -26,6 +26,7 @@ pub struct Agent {
     state: PathBuf,
     log: PathBuf,
     more: Vec<String>,
+    capabilities: Option<String>,
     child: Option<Child>,
 }
 
@@ -56,6 +57,7 @@ impl Agent {
             state: folder.join(format!("state-{node}")),
             log: folder.join(format!("{node}.log")),
             more: Vec::new(),
+            capabilities: None,
             child: None,
         }
     }
@@ -71,6 +73,12 @@ impl Agent {
         self.source = vec!["--kubeconfig".to_owned(), kubeconfig.display().to_string()];
     }
 
+    /// From the next start on it has these capabilities alone, as `BPF`.
+    pub fn confine(&mut self, capabilities: &[&str]) {
+        let names: Vec<_> = capabilities.iter().map(|name| format!("+{}", name.to_lowercase())).collect();
+        self.capabilities = Some(format!("-all,{}", names.join(",")));
+    }
+
     /// Further arguments from the next start on.
     pub fn add_args(&mut self, more: &[&str]) {
         self.more.extend(more.iter().map(|arg| (*arg).to_owned()));
@@ -79,9 +87,15 @@ impl Agent {
     /// Starts the process.
     pub fn start(&mut self) -> Result<()> {
         let log = OpenOptions::new().create(true).append(true).open(&self.log).context("open the agent's log")?;
-        let child = self
-            .netns
-            .command(binary()?)
+        let mut command = match &self.capabilities {
+            None => self.netns.command(binary()?),
+            Some(set) => {
+                let mut command = self.netns.command("setpriv");
+                command.arg(format!("--bounding-set={set}")).arg("--inh-caps=-all").arg(binary()?);
+                command
+            }
+        };
+        let child = command
             .arg(self.role)
             .args(&self.source)
             .args(["--node-name", &self.node])

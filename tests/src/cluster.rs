@@ -187,6 +187,12 @@ impl Cluster {
         sys::output(Command::new("openssl").args(["genrsa", "-out"]).arg(folder.join("sa.key"))).map(drop)
     }
 
+    /// A kubeconfig with all rights.
+    #[must_use]
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.folder.path().join("admin")
+    }
+
     /// A kubeconfig of a service account, for the API at that address.
     pub fn account(&self, address: &str, namespace: &str, account: &str) -> Result<PathBuf> {
         let path = self.folder.path().join(format!("{namespace}-{account}"));

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use purelb_tests::cluster::tenant::{condition, ingress, said};
 use purelb_tests::cluster::{Cluster, Tenant};
@@ -195,5 +195,31 @@ fn multi_pool() -> Result<()> {
         service["metadata"]["annotations"].get("purelb.io/re-evaluate").is_none()
     })?;
     ensure!(said(&web) == "192.0.2.160 198.51.100.8", "what it has stays: {web}");
+    Ok(())
+}
+
+/// `pools` and `validate` read the cluster: what is in use, and what is wrong.
+#[test]
+fn commands() -> Result<()> {
+    let tenant = Tenant::new(Cluster::shared()?, "commands")?;
+    tenant.group("default", local(&[("192.0.2.192/30", "192.0.2.0/24")], json!({})))?;
+    tenant.group("inside", local(&[("192.0.2.194/32", "192.0.2.0/24")], json!({})))?;
+    let _allocator = tenant.allocator(&[])?;
+    ensure!(tenant.asks("web", json!({}), json!({}))? == "192.0.2.192");
+    let group = tenant.admin.wait("ServiceGroup", (&tenant.namespace, "inside"), "is told why not", |group| {
+        group["status"]["conditions"][1]["status"] == "True"
+    })?;
+    let conditions = &group["status"]["conditions"];
+    ensure!(conditions[0]["status"] == "False" && conditions[0]["reason"] == "Conflicting", "{group}");
+    ensure!(conditions[1]["message"].as_str().is_some_and(|text| text.contains("overlaps")), "{group}");
+    let (code, text) = tenant.command(&["pools", "-o", "json"])?;
+    let pools: Value = serde_json::from_str(&text)?;
+    let range = pools["ranges"].as_array().and_then(|all| all.iter().find(|r| r["range"] == "192.0.2.192/30"));
+    let range = range.with_context(|| text.clone())?;
+    ensure!(code == 0 && range["used"] == 1 && range["available"] == 3 && range["group"] == "default", "{text}");
+    let (code, text) = tenant.command(&["validate"])?;
+    let told = |words: &[&str]| text.lines().any(|line| words.iter().all(|word| line.contains(word)));
+    ensure!(code == 1 && told(&["FAIL", "ServiceGroup commands/inside", "overlaps"]), "{text}");
+    ensure!(told(&["PASS", "ServiceGroup commands/default"]), "{text}");
     Ok(())
 }

@@ -138,5 +138,32 @@ fn neighbour_timers_for_a_minute() -> Result<()> {
     tcx.join().map_err(|_| anyhow!("the other lab panicked"))?.and(xdp)
 }
 
+/// With the capabilities of `deploy/overlays/minimal-privilege` everything works, and without one of them it does not.
+fn few_capabilities(options: Options) -> Result<()> {
+    let overlay = include_str!("../../deploy/overlays/minimal-privilege/lbnodeagent.yaml");
+    let overlay: serde_json::Value = serde_yaml_ng::from_str(overlay)?;
+    let added = overlay.pointer("/spec/template/spec/containers/0/securityContext/capabilities/add");
+    let added = added.and_then(serde_json::Value::as_array).context("the overlay adds no capabilities")?;
+    let names: Vec<_> = added.iter().filter_map(serde_json::Value::as_str).collect();
+    for missing in &names {
+        let mut lab = Lab::build(options.clone())?;
+        lab.write_base()?;
+        let rest: Vec<_> = names.iter().filter(|name| *name != missing).copied().collect();
+        lab.nodes[0].agent.confine(&rest);
+        lab.nodes[0].agent.start()?;
+        ensure!(lab.nodes[0].agent.wait_ready().is_err(), "{missing} is not needed");
+    }
+    let mut lab = Lab::build(options)?;
+    lab.nodes[0].agent.confine(&names);
+    lab.run()?;
+    let web = lab.web()?;
+    lab.apply(&web)?;
+    for to in lab.targets(80)? {
+        ensure!(clients::spread(&lab.client, to, 30)?.len() == 3, "not every pod answers");
+    }
+    ensure!(lab.nodes[0].agent.problems()? == "[]", "{}", lab.nodes[0].agent.problems()?);
+    Ok(())
+}
+
 each_hook_and_rules! { own_traffic host_network }
-each_hook! { vip_equal_to_node_address }
+each_hook! { few_capabilities vip_equal_to_node_address }

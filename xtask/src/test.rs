@@ -107,6 +107,7 @@ pub fn bench(args: &[String]) -> Result<()> {
     let agent = ready(&object, true)?;
     let mut run = with_object(&object, "run");
     run.arg("--release").env("PURELB_AGENT_BIN", agent).env("PURELB_BENCH_OBJECT", around);
+    run.env("PURELB_KUBE_BIN", kube::control_plane()?);
     program(&mut run, "purelb-bench", args)
 }
 

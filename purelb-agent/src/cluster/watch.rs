@@ -102,6 +102,17 @@ pub fn of_allocator(namespace: &str) -> Vec<Watched> {
     ]
 }
 
+/// What there is to allocate from, who has what, and which nodes are for it.
+#[must_use]
+pub fn of_inventory() -> Vec<Watched> {
+    vec![
+        Watched { fields: Some("spec.type=LoadBalancer"), ..Watched::all(Kind::Service) },
+        Watched::all(Kind::ServiceGroup),
+        Watched { needed: false, ..Watched::all(Kind::Node) },
+        Watched { needed: false, ..Watched::all(Kind::NodeAgent) },
+    ]
+}
+
 /// Running watches; they end with it.
 #[derive(Debug)]
 pub struct Feed {

@@ -4,22 +4,17 @@ use purelb_plan::alloc::status::{FAMILIES, status};
 use purelb_plan::observed::Family;
 use serde_json::{Value, json};
 
-use super::{BAD, complain, list, painted, say, table, text, told};
+use super::{BAD, complain, inventory, list, painted, say, table, text, told};
 use crate::args::{Manifests, Output};
-use crate::source::Look;
-use crate::source::estate::{FolderEstate, Register};
+use crate::source::estate::Register;
 
-/// Prints them. Exit code 0, or 2 when the folder cannot be read.
-#[must_use]
-pub fn run(args: &Manifests) -> u8 {
-    told(show(args))
+/// Prints them. Exit code 0, or 2 when the source cannot be read.
+pub async fn run(args: &Manifests) -> u8 {
+    told(show(args).await)
 }
 
-fn show(args: &Manifests) -> anyhow::Result<u8> {
-    let (folder, state) = args.folders()?;
-    let mut estate = FolderEstate::new(&folder, &state);
-    anyhow::ensure!(estate.look(&Look::All), "{} holds no object: name the folder of the manifests", folder.display());
-    let answer = answer(&estate.register);
+async fn show(args: &Manifests) -> anyhow::Result<u8> {
+    let answer = answer(&inventory::read(args).await?.register);
     if args.output == Output::Json {
         say(&answer.to_string());
         return Ok(0);
@@ -86,6 +81,8 @@ mod tests {
     use std::fs;
 
     use super::*;
+    use crate::source::Look;
+    use crate::source::estate::FolderEstate;
 
     #[test]
     fn ranges_and_sums() {

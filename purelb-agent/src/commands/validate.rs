@@ -5,10 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use purelb_plan::problem::Problem;
 use serde_json::json;
 
+use super::inventory::{self, Inventory};
 use super::{say, table, told};
 use crate::args::{Output, Validate};
-use crate::source::Look;
-use crate::source::estate::FolderEstate;
 use crate::source::parse::{Found, Kind, Object};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,17 +30,13 @@ impl Verdict {
 /// A line of the answer.
 type Finding = (Verdict, String, String);
 
-/// Prints them. Exit code 1 with a FAIL, with `--strict` also with a WARN; 2 when the folder cannot be read.
-#[must_use]
-pub fn run(args: &Validate) -> u8 {
-    told(show(args))
+/// Prints them. Exit code 1 with a FAIL, with `--strict` also with a WARN; 2 when the source cannot be read.
+pub async fn run(args: &Validate) -> u8 {
+    told(show(args).await)
 }
 
-fn show(args: &Validate) -> anyhow::Result<u8> {
-    let (folder, state) = args.manifests.folders()?;
-    let mut estate = FolderEstate::new(&folder, &state);
-    anyhow::ensure!(estate.look(&Look::All), "{} holds no object: name the folder of the manifests", folder.display());
-    let findings = findings(&estate);
+async fn show(args: &Validate) -> anyhow::Result<u8> {
+    let findings = findings(&inventory::read(&args.manifests).await?);
     let worst = findings.iter().map(|finding| finding.0).max().unwrap_or(Verdict::Pass);
     if args.manifests.output == Output::Json {
         let row = |(verdict, object, message): &Finding| json!({"result": verdict.name(), "object": object, "message": message});
@@ -53,17 +48,17 @@ fn show(args: &Validate) -> anyhow::Result<u8> {
     Ok(u8::from(worst == Verdict::Fail || args.strict && worst == Verdict::Warn))
 }
 
-fn findings(estate: &FolderEstate) -> Vec<Finding> {
+fn findings(inventory: &Inventory) -> Vec<Finding> {
     let fault = |p: Problem| {
         let field = if p.field.is_empty() { String::new() } else { format!("{}: ", p.field) };
         (Verdict::Fail, p.object, format!("{field}{}; {}", p.message, p.remedy))
     };
     let mut out: Vec<Finding> =
-        estate.dir.problems().into_iter().chain(estate.register.problems()).map(fault).collect();
-    groups(estate, &mut out);
-    agents(estate, &mut out);
+        inventory.problems.iter().cloned().chain(inventory.register.problems()).map(fault).collect();
+    groups(inventory, &mut out);
+    agents(inventory, &mut out);
     let faulty: BTreeSet<String> = out.iter().map(|finding| finding.1.clone()).collect();
-    for (namespace, name) in estate.register.groups.keys() {
+    for (namespace, name) in inventory.register.groups.keys() {
         let object = format!("ServiceGroup {namespace}/{name}");
         if !faulty.contains(&object) {
             out.push((Verdict::Pass, object, "can be allocated from".to_owned()));
@@ -73,9 +68,9 @@ fn findings(estate: &FolderEstate) -> Vec<Finding> {
     out
 }
 
-fn groups(estate: &FolderEstate, out: &mut Vec<Finding>) {
+fn groups(inventory: &Inventory, out: &mut Vec<Finding>) {
     let mut namespaces: BTreeMap<&String, Vec<&purelb_plan::alloc::group::Group>> = BTreeMap::new();
-    for group in estate.register.estate.catalog.groups() {
+    for group in inventory.register.estate.catalog.groups() {
         if group.multi_pool && group.balance_pools {
             let object = format!("ServiceGroup {}/{}", group.namespace, group.name);
             out.push((Verdict::Fail, object, "multiPool and balancePools exclude each other; keep one".to_owned()));
@@ -95,14 +90,14 @@ fn groups(estate: &FolderEstate, out: &mut Vec<Finding>) {
             out.push((Verdict::Fail, format!("namespace {namespace}"), message));
         }
     }
-    if estate.register.groups.is_empty() {
+    if inventory.register.groups.is_empty() {
         out.push((Verdict::Warn, "ServiceGroup".to_owned(), "there is none: nothing can be allocated".to_owned()));
     }
 }
 
-fn agents(estate: &FolderEstate, out: &mut Vec<Finding>) {
-    let nodes: Vec<_> = estate
-        .dir
+fn agents(inventory: &Inventory, out: &mut Vec<Finding>) {
+    let nodes: Vec<_> = inventory
+        .objects
         .all(Kind::Node)
         .filter_map(|(key, found)| match &found.object {
             Object::Node(node) => Some((&key.1, &node.metadata.labels)),
@@ -111,7 +106,7 @@ fn agents(estate: &FolderEstate, out: &mut Vec<Finding>) {
         .collect();
     let mut selected: BTreeMap<&String, Vec<&String>> = BTreeMap::new();
     let (mut any, mut all) = (false, false);
-    for (key, found) in estate.dir.all(Kind::NodeAgent) {
+    for (key, found) in inventory.objects.all(Kind::NodeAgent) {
         let Found { object: Object::NodeAgent(agent), .. } = &**found else { continue };
         any = true;
         let object = format!("LBNodeAgent {}", key.1);
@@ -164,13 +159,16 @@ mod tests {
     use std::fs;
 
     use super::*;
+    use crate::commands::inventory::of_folder;
+    use crate::source::Look;
+    use crate::source::estate::FolderEstate;
 
     fn found(text: &str) -> Vec<String> {
         let temp = tempfile::tempdir().unwrap();
         fs::write(temp.path().join("all.yaml"), text).unwrap();
         let mut estate = FolderEstate::new(temp.path(), &temp.path().join("state"));
         estate.look(&Look::All);
-        findings(&estate)
+        findings(&of_folder(estate))
             .into_iter()
             .map(|(verdict, object, message)| format!("{} {object} {message}", verdict.name()))
             .collect()

@@ -14,8 +14,8 @@ use purelb_plan::problem::Problem;
 use super::claim::{self, Home};
 use super::dir::Dir;
 use super::look::Look;
-use super::parse::{Kind, Object};
-use super::state::State;
+use super::parse::{Found, Key, Kind, Object};
+use super::state::{ServiceState, State};
 use super::{Files, Objects};
 
 /// What was read of the objects.
@@ -137,5 +137,19 @@ impl FolderEstate {
     pub fn gone(&self) -> Vec<String> {
         let is_gone = |name: &&String| self.dir.get(&(Kind::Service, (*name).clone())).is_none();
         self.state.services().map(|state| &state.service).filter(is_gone).cloned().collect()
+    }
+}
+
+impl Objects for FolderEstate {
+    fn get(&self, key: &Key) -> Option<&Arc<Found>> {
+        self.dir.get(key)
+    }
+
+    fn all(&self, kind: Kind) -> Box<dyn Iterator<Item = (&Key, &Arc<Found>)> + '_> {
+        Box::new(self.dir.all(kind))
+    }
+
+    fn state(&self, service: &str) -> Option<&ServiceState> {
+        self.state.service(service).map(|state| &**state)
     }
 }

@@ -1,5 +1,6 @@
 //! What an agent has pinned, read from outside: the kernel's word, not the agent's.
 
+use std::net::Ipv4Addr;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
@@ -34,7 +35,15 @@ impl Pins {
     /// # Errors
     /// The kernel does not answer.
     pub fn service(&self, number: u32) -> Result<Option<Service>> {
-        let key = ServiceKey { vip: folder::vip(number).octets(), port: PORT, proto: 6 };
+        self.at(folder::vip(number))
+    }
+
+    /// The value of the Service at an address.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub fn at(&self, vip: Ipv4Addr) -> Result<Option<Service>> {
+        let key = ServiceKey { vip: vip.octets(), port: PORT, proto: 6 };
         match self.services.get(&key, 0) {
             Ok(service) => Ok(Some(service)),
             Err(MapError::KeyNotFound) => Ok(None),

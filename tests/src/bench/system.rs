@@ -37,7 +37,7 @@ const LOOK: Duration = Duration::from_micros(200);
 /// The agent does nothing more, it seems.
 const STUCK: Duration = Duration::from_secs(8);
 /// `CLK_TCK`, the unit of /proc/PID/stat: part of the kernel's ABI.
-const TICKS_PER_SECOND: f64 = 100.0;
+pub(super) const TICKS_PER_SECOND: f64 = 100.0;
 
 /// A namespace of its own with one uplink, a folder, an agent.
 struct Bench {
@@ -135,7 +135,7 @@ fn delay_row(delays: &[f64]) -> Row {
 }
 
 /// A quantile of sorted figures (nearest rank).
-fn at(sorted: &[f64], quantile: f64) -> f64 {
+pub(super) fn at(sorted: &[f64], quantile: f64) -> f64 {
     let rank = (quantile * sorted.len() as f64).ceil() as usize;
     sorted.get(rank.saturating_sub(1)).copied().unwrap_or(f64::NAN)
 }
@@ -318,10 +318,10 @@ impl Drop for Bench {
 }
 
 /// xorshift: the same order of changes in every run.
-struct Random(u64);
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
-    const fn below(&mut self, limit: u64) -> u64 {
+    pub(super) const fn below(&mut self, limit: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;

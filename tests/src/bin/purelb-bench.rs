@@ -8,7 +8,7 @@ use anyhow::Result;
 use clap::{Args as ClapArgs, Parser, ValueEnum};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use purelb_tests::bench::report::{self, Section};
-use purelb_tests::bench::{live, rounds, system};
+use purelb_tests::bench::{cluster, live, rounds, system};
 
 /// Measures the data path and the agent; see BENCHMARKS.md.
 #[derive(Debug, Parser)]
@@ -39,6 +39,8 @@ enum What {
     System,
     /// Forwarding to a pod, beside kube-proxy's way
     Live,
+    /// Agent and allocator on a real API server with thousands of Services
+    Cluster,
     /// All of them
     All,
 }
@@ -133,6 +135,13 @@ fn run(args: &Args) -> Result<Vec<Section>> {
         let options = system::Options { services, starts, changes, idle: Duration::from_secs(idle) };
         let bar = bar("system");
         sections.push(system::measure(&options, &bar)?);
+        bar.finish_and_clear();
+    }
+    if wanted(What::Cluster) {
+        let System { services, changes, idle, .. } = args.system;
+        let options = cluster::Options { services, changes, idle: Duration::from_secs(idle) };
+        let bar = bar("cluster");
+        sections.push(cluster::measure(&options, &bar)?);
         bar.finish_and_clear();
     }
     if wanted(What::Live) {

@@ -66,6 +66,15 @@ impl<'a> Tenant<'a> {
         Allocator::start(self.cluster, &self.namespace, &all)
     }
 
+    /// One of our commands, with all rights: its exit code and what it says.
+    pub fn command(&self, args: &[&str]) -> Result<(i32, String)> {
+        let mut command = self.cluster.netns.command(binary()?);
+        command.args(args).args(["--namespace", &self.namespace, "--kubeconfig"]).arg(self.cluster.kubeconfig());
+        let output = command.output().context("start purelb-agent by nsenter")?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        Ok((output.status.code().unwrap_or(-1), text))
+    }
+
     /// Makes a ServiceGroup.
     pub fn group(&self, name: &str, spec: Value) -> Result<Value> {
         self.admin.apply(&json!({
@@ -227,12 +236,10 @@ impl Allocator {
         ended
     }
 
-    /// Resident memory, bytes.
-    pub fn memory(&self) -> Result<u64> {
-        let id = self.child.as_ref().map(Child::id).context("it does not run")?;
-        let status = std::fs::read_to_string(format!("/proc/{id}/status"))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-        Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
+    /// Its process id while it runs.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
     }
 
     /// What it calls itself in the Lease.
