@@ -19,6 +19,9 @@ use crate::source::convert::{Converter, Whose};
 use store::Store;
 use watch::News;
 
+#[cfg(test)]
+mod tests;
+
 /// A cluster as this node's world.
 #[derive(Debug)]
 pub struct Cluster {

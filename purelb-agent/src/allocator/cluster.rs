@@ -112,6 +112,10 @@ struct Desk {
     /// How often a write of a Service failed, and when it is tried again.
     failures: BTreeMap<String, (u32, Instant)>,
     groups: Groups,
+    /// There may be something to decide.
+    due: bool,
+    /// More was decided than is written at once.
+    more: bool,
     started: Instant,
 }
 
@@ -131,6 +135,8 @@ impl Desk {
             writes: BTreeMap::new(),
             running: JoinSet::new(),
             failures: BTreeMap::new(),
+            due: false,
+            more: false,
             started: Instant::now(),
         }
     }
@@ -145,7 +151,11 @@ impl Desk {
                     self.finish().await;
                     return End::Stopped;
                 }
-                _ = beat.tick() => true,
+                _ = beat.tick() => {
+                    // What time changes: networks that went, writes that are tried again.
+                    self.due = true;
+                    true
+                }
                 mut news = feed.next() => {
                     feed.burst(&mut news).await;
                     let now = Instant::now();
@@ -181,6 +191,7 @@ impl Desk {
     /// Takes in what changed.
     fn read(&mut self) {
         let changed = self.store.changed();
+        self.due |= !changed.is_empty();
         if changed.iter().any(|key| key.0 == Kind::ServiceGroup) {
             self.register.read_groups(&self.store, self.office.install.as_deref());
         }
@@ -221,6 +232,7 @@ impl Desk {
         let mut granted = false;
         for (name, decision) in allocator.look(&self.register.estate, clock) {
             if self.writes.len() >= BATCH {
+                self.more = true;
                 break;
             }
             let waits = self.failures.get(name).is_some_and(|(_, until)| *until > now);
@@ -304,6 +316,7 @@ impl Desk {
                 self.writes.remove(&name);
                 if let Some(allocator) = &mut self.allocator {
                     allocator.failed(&name);
+                    self.due = true;
                 }
             }
         }

@@ -1,10 +1,11 @@
 //! Lists and watches kinds of objects, each on a task of its own, and sends what it sees.
 
 use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::StreamExt as _;
+use futures::{FutureExt as _, StreamExt as _};
 use kube::api::DynamicObject;
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::runtime::WatchStreamExt as _;
@@ -149,8 +150,17 @@ impl Feed {
 }
 
 async fn run(client: Client, watched: Watched, sender: mpsc::Sender<News>) {
-    // From the beginning each time.
-    while follow(&client, &watched, &sender).await {}
+    loop {
+        // A fault of ours in one watch must not leave its kind as it was for ever.
+        match AssertUnwindSafe(follow(&client, &watched, &sender)).catch_unwind().await {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(_) => {
+                tracing::error!(kind = watched.kind.name(), "its watch panicked, and begins anew");
+                tokio::time::sleep(LATE).await;
+            }
+        }
+    }
 }
 
 /// Follows one watch; whether a new one is to begin with a list.
@@ -278,7 +288,7 @@ fn key(kind: Kind, object: &DynamicObject) -> Key {
 }
 
 /// Only what [`object`] reads of it is kept.
-fn seen(kind: Kind, object: DynamicObject) -> News {
+pub(super) fn seen(kind: Kind, object: DynamicObject) -> News {
     let key = key(kind, &object);
     let DynamicObject { metadata: meta, mut data, .. } = object;
     let annotations = meta.annotations.unwrap_or_default();
