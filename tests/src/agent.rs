@@ -1,8 +1,6 @@
 //! The agent's process of one node, and its commands.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -215,18 +213,7 @@ impl Agent {
 
     /// A page of its, with its status: `/metrics`, `/readyz`.
     pub fn page(&self, path: &str) -> Result<(u16, String)> {
-        let request = format!("GET {path} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n");
-        let answer = self.netns.enter(move || -> Result<String> {
-            let mut stream = TcpStream::connect(("127.0.0.1", 7472)).context("connect to port 7472")?;
-            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-            stream.write_all(request.as_bytes())?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer)?;
-            Ok(answer)
-        })??;
-        let code = answer.split(' ').nth(1).and_then(|code| code.parse().ok()).context("no status line")?;
-        let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-        Ok((code, body.to_owned()))
+        self.netns.page(7472, path)
     }
 
     /// Its process id while it runs.

@@ -1,9 +1,12 @@
 //! One network namespace: made by `ip netns add`, entered by threads and processes, removed by `leftovers`.
 
 use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use nix::sched::{CloneFlags, setns};
@@ -76,6 +79,23 @@ impl Netns {
     /// Runs `work` on a thread inside and waits. Sockets opened there stay inside, wherever they are used.
     pub fn enter<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
         self.spawn(work)?.join().map_err(|_| anyhow!("a thread in {} panicked", self.name))?
+    }
+
+    /// A page that some process inside serves on loopback, with its status.
+    pub fn page(&self, port: u16, path: &str) -> Result<(u16, String)> {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n");
+        let answer = self.enter(move || -> Result<String> {
+            let mut stream =
+                TcpStream::connect(("127.0.0.1", port)).with_context(|| format!("connect to port {port}"))?;
+            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+            stream.write_all(request.as_bytes())?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer)
+        })??;
+        let code = answer.split(' ').nth(1).and_then(|code| code.parse().ok()).context("no status line")?;
+        let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+        Ok((code, body.to_owned()))
     }
 
     /// Transmit checksum offload of a device, and with it TSO: off, the kernel completes what it sends.

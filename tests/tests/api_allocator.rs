@@ -33,7 +33,7 @@ fn given_and_taken_back() -> Result<()> {
         "default",
         local(&[("192.0.2.8/30", "192.0.2.0/24"), ("2001:db8::8/126", "2001:db8::/64")], json!({})),
     )?;
-    let _allocator = tenant.allocator(&["--cool-down", "0s"])?;
+    let _allocator = tenant.allocator(&["--cool-down", "0s", "--port", "7480"])?;
     ensure!(tenant.asks("web", json!({}), dual())? == "192.0.2.8 2001:db8::8");
     let web = tenant.get("web")?;
     let notes = &web["metadata"]["annotations"];
@@ -58,6 +58,20 @@ fn given_and_taken_back() -> Result<()> {
                 && event["message"].as_str().is_some_and(|text| text.contains("192.0.2.8"))
         };
         Ok(events.iter().any(told))
+    })?;
+    ensure!(tenant.cluster.netns.page(7480, "/readyz")?.0 == 200);
+    let lines = [
+        "purelb_address_pool_size{pool=\"default\"} 8",
+        "purelb_address_pool_addresses_in_use{pool=\"default\"} 2",
+        "purelb_allocator_sg_status_writes_total{outcome=\"success\"} ",
+        "purelb_k8s_client_updates_total ",
+        "purelb_k8s_client_config_loaded_bool 1",
+    ];
+    sys::wait_for("the metrics", Duration::from_secs(10), || {
+        let (_, metrics) = tenant.cluster.netns.page(7480, "/metrics")?;
+        let missing = lines.iter().find(|line| !metrics.lines().any(|found| found.starts_with(**line)));
+        ensure!(missing.is_none(), "{missing:?} is missing");
+        Ok(true)
     })?;
     tenant.delete("web")?;
     ensure!(tenant.asks("next", json!({}), dual())? == "192.0.2.8 2001:db8::8", "what was freed is free");

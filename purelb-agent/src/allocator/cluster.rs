@@ -57,6 +57,9 @@ enum End {
 
 /// Stands for leader and allocates until `stop` says true; then it finishes what is under way and lets go of the Lease.
 pub async fn run(office: Office, mut figures: Figures, mut stop: watch::Receiver<bool>) {
+    if office.install.is_none() {
+        tracing::warn!(event = "installNamespaceUnknown", "ServiceGroups of all namespaces count: see --namespace");
+    }
     let candidate = Candidate::new(office.client.clone(), &office.namespace, office.identity.clone());
     loop {
         // Standing by is being ready.
@@ -182,8 +185,9 @@ impl Desk {
             }
             self.begin();
             if renew && let Some(allocator) = &self.allocator {
-                self.groups.look(&self.store, &self.register, allocator.ledger());
-                self.figures.metrics.pools(&self.register.estate.catalog, allocator.ledger());
+                let metrics = &mut self.figures.metrics;
+                self.groups.look(&self.store, &self.register, allocator.ledger(), metrics);
+                metrics.pools(&self.register.estate.catalog, allocator.ledger());
             }
         }
     }
@@ -194,6 +198,11 @@ impl Desk {
         self.due |= !changed.is_empty();
         if changed.iter().any(|key| key.0 == Kind::ServiceGroup) {
             self.register.read_groups(&self.store, self.office.install.as_deref());
+            let (catalog, groups) = (&self.register.estate.catalog, &self.register.groups);
+            if self.office.install.is_some() && !groups.is_empty() && groups.keys().all(|key| self.is_outside(key)) {
+                tracing::warn!(event = "installNamespaceSuspect", "no ServiceGroup is in our namespace: all count");
+            }
+            tracing::debug!(groups = catalog.groups().count(), "ServiceGroups were read");
         }
         for (_, name) in changed.iter().filter(|key| key.0 == Kind::Service) {
             self.register.read_service(&self.store, name, Home::Cluster, false);
@@ -220,6 +229,10 @@ impl Desk {
             self.figures.ready.store(true, Ordering::Relaxed);
             tracing::info!(services = self.register.estate.services.len(), "allocating");
         }
+    }
+
+    fn is_outside(&self, (namespace, _): &(String, String)) -> bool {
+        self.office.install.as_ref().is_some_and(|install| install != namespace)
     }
 
     /// Decides; whether there is a grant that must be written down before it is written.
@@ -294,6 +307,7 @@ impl Desk {
     fn ended(&mut self, done: Result<(String, Outcome), tokio::task::JoinError>) {
         let Ok((name, outcome)) = done else { return };
         let Some(write) = self.writes.get_mut(&name) else { return };
+        self.figures.metrics.written(&outcome);
         match outcome {
             Outcome::Done => {
                 write.stage = Stage::Done;

@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 
 use crate::cluster::store::Store;
 use crate::cluster::write::{self, Events, Outcome};
+use crate::metrics::Allocation;
 use crate::source::Objects as _;
 use crate::source::estate::Register;
 use crate::source::objects::ServiceGroup;
@@ -44,10 +45,11 @@ impl Groups {
     }
 
     /// Says what is new.
-    pub fn look(&mut self, store: &Store, register: &Register, ledger: &Ledger) {
+    pub fn look(&mut self, store: &Store, register: &Register, ledger: &Ledger, metrics: &mut Allocation) {
         while let Some(done) = self.running.try_join_next() {
             let Ok((name, outcome)) = done else { continue };
             self.busy.remove(&name);
+            metrics.status_written(&outcome);
             let why = match outcome {
                 Outcome::Done => continue,
                 Outcome::Refused(why) | Outcome::Unknown(why) => why,
@@ -59,6 +61,7 @@ impl Groups {
         let now = Instant::now();
         self.later.retain(|_, until| *until > now);
         let catalog = &register.estate.catalog;
+        metrics.groups(catalog, &register.groups);
         let mut told = BTreeSet::new();
         for (key, found) in store.all(Kind::ServiceGroup) {
             let (Object::ServiceGroup(group), Some((namespace, name))) = (&found.object, key.1.split_once('/')) else {
@@ -72,7 +75,11 @@ impl Groups {
                     let outside = catalog.out_of_scope.contains(&name);
                     let reason = if outside { "ServiceGroupOutOfScope" } else { "ParseFailed" };
                     let event = Event { warning: true, reason, message: fault.1.clone() };
-                    tracing::warn!(group = key.1, reason, "{}", event.message);
+                    if outside {
+                        tracing::warn!(event = "serviceGroupOutOfScope", group = key.1, "{}", event.message);
+                    } else {
+                        tracing::warn!(group = key.1, reason, "{}", event.message);
+                    }
                     self.events.group(&key.1, &group.metadata.uid, &event);
                 }
                 told.insert(fault);

@@ -1,6 +1,7 @@
 //! Metrics of the allocator, by PureLB's names (`address_pool_*`, without its prefix here).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -10,8 +11,11 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use purelb_plan::alloc::catalog::Catalog;
 use purelb_plan::alloc::claim::{Claim, Decision, annotation};
+use purelb_plan::alloc::group::Spec;
 use purelb_plan::alloc::ledger::Ledger;
 use purelb_plan::alloc::status::{FAMILIES, status};
+
+use crate::cluster::write::Outcome;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Pool {
@@ -24,6 +28,18 @@ struct Rejection {
     reason: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, EncodeLabelSet)]
+struct Outside {
+    namespace: String,
+    name: String,
+    r#type: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Written {
+    outcome: &'static str,
+}
+
 /// Of the allocator.
 #[derive(Debug, Default)]
 pub struct Allocation {
@@ -33,7 +49,13 @@ pub struct Allocation {
     multi: Family<Pool, Counter>,
     partial: Family<Pool, Counter>,
     balanced: Family<Pool, Counter>,
+    outside: Family<Outside, Gauge<i64, AtomicI64>>,
+    statuses: Family<Written, Counter>,
+    updates: Counter,
+    update_errors: Counter,
+    config_loaded: Gauge<i64, AtomicI64>,
     known: BTreeSet<String>,
+    known_outside: BTreeSet<Outside>,
 }
 
 impl Allocation {
@@ -47,6 +69,11 @@ impl Allocation {
         registry.register("address_pool_multipool_allocations", "Multi-pool allocations", out.multi.clone());
         registry.register("address_pool_multipool_partial", "Multi-pool allocations without all", out.partial.clone());
         registry.register("address_pool_balance_pools_allocations", "Balanced allocations", out.balanced.clone());
+        registry.register("servicegroups_out_of_scope", "ServiceGroups of other namespaces", out.outside.clone());
+        registry.register("allocator_sg_status_writes", "Writes of ServiceGroup status", out.statuses.clone());
+        registry.register("k8s_client_updates", "Writes of Services", out.updates.clone());
+        registry.register("k8s_client_update_errors", "Writes of Services that failed", out.update_errors.clone());
+        registry.register("k8s_client_config_loaded_bool", "1 once ServiceGroups were read", out.config_loaded.clone());
         out
     }
 
@@ -67,6 +94,47 @@ impl Allocation {
             }
         }
         self.known = now;
+    }
+
+    /// ServiceGroups were read; those of other namespaces are told.
+    pub fn groups(&mut self, catalog: &Catalog, groups: &BTreeMap<(String, String), Arc<Spec>>) {
+        self.config_loaded.set(1);
+        let mut now = BTreeSet::new();
+        for (namespace, name) in &catalog.out_of_scope {
+            let spec = groups.get(&(namespace.clone(), name.clone()));
+            let r#type = match spec.map(|spec| (&spec.local, &spec.remote)) {
+                Some((Some(_), _)) => "local",
+                Some((None, Some(_))) => "remote",
+                _ => "external",
+            };
+            now.insert(Outside { namespace: namespace.clone(), name: name.clone(), r#type });
+        }
+        for one in &now {
+            self.outside.get_or_create(one).set(1);
+        }
+        for gone in self.known_outside.difference(&now) {
+            self.outside.remove(gone);
+        }
+        self.known_outside = now;
+    }
+
+    /// A write of a ServiceGroup's status.
+    pub fn status_written(&self, outcome: &Outcome) {
+        let outcome = match outcome {
+            Outcome::Done => "success",
+            Outcome::Outdated => "conflict",
+            Outcome::Refused(_) => "forbidden",
+            Outcome::Unknown(_) => "other",
+        };
+        self.statuses.get_or_create(&Written { outcome }).inc();
+    }
+
+    /// A write of a Service.
+    pub fn written(&self, outcome: &Outcome) {
+        self.updates.inc();
+        if *outcome != Outcome::Done {
+            self.update_errors.inc();
+        }
     }
 
     /// A decision that was written.

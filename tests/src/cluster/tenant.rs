@@ -205,10 +205,11 @@ impl Allocator {
         let child = cluster
             .netns
             .command(binary()?)
-            .args(["allocator", "--namespace", namespace, "--port", "0"])
+            .args(["allocator", "--namespace", namespace])
             .arg("--kubeconfig")
             .arg(cluster.account("127.0.0.1", namespace, "allocator")?)
             .args(more)
+            .args(if more.contains(&"--port") { &[][..] } else { &["--port", "0"] })
             .env("RUST_LOG", "info,kube_client=off,kube_runtime=off")
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
