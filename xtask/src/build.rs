@@ -65,6 +65,7 @@ pub fn ebpf_cargo(verb: &str, linker: &Path) -> Command {
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
         // core is built from source with the stable compiler, which wants to be told that this is meant.
         .env("RUSTC_BOOTSTRAP", "1")
+        .env("CARGO_PROFILE_RELEASE_LTO", "thin")
         .env("CARGO_TARGET_DIR", ebpf_target())
         .args([verb, "--target", BPF_TARGET, "-Z", "build-std=core"]);
     command
