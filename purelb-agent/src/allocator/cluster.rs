@@ -63,18 +63,22 @@ pub async fn run(office: Office, mut figures: Figures, mut stop: watch::Receiver
     let candidate = Candidate::new(office.client.clone(), &office.namespace, office.identity.clone());
     loop {
         // Standing by is being ready.
+    // What it had written down itself: a Lease that was deleted or spoilt since ends no write.
+    let mut own = Grants::new();
         figures.ready.store(true, Ordering::Relaxed);
         let mut term = tokio::select! {
             term = candidate.lead() => term,
             _ = stop.wait_for(|stop| *stop) => return,
         };
         figures.ready.store(false, Ordering::Relaxed);
-        let mut desk = Desk::new(&office, figures, std::mem::take(&mut term.inherited));
+        let mut inherited = std::mem::take(&mut term.inherited);
+        inherit(&mut inherited, own);
+        let mut desk = Desk::new(&office, figures, inherited);
         let end = desk.work(&mut term, &mut stop).await;
-        let grants = desk.grants();
+        own = desk.grants();
         figures = desk.figures;
         match end {
-            End::Stopped => return term.release(&grants).await,
+            End::Stopped => return term.release(&own).await,
             End::Lost(error) => tracing::warn!(%error, "no longer leading"),
         }
     }
@@ -82,6 +86,17 @@ pub async fn run(office: Office, mut figures: Figures, mut stop: watch::Receiver
 
 /// A write, from its decision until the object shows that it is over.
 struct Write {
+/// Beside what the Lease says. Of two grants about one version either may come true.
+fn inherit(inherited: &mut Grants, own: Grants) {
+    for (name, grant) in own {
+        match inherited.get_mut(&name) {
+            Some(known) if known.uid == grant.uid && known.version == grant.version => known.ips.extend(grant.ips),
+            Some(_) => {}
+            None => drop(inherited.insert(name, grant)),
+        }
+    }
+}
+
     claim: Arc<Claim>,
     version: String,
     decision: Decision,

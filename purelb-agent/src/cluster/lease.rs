@@ -101,6 +101,15 @@ impl Candidate {
         let found = timely(self.api.get_opt(NAME)).await?;
         let stamp = Instant::now();
         let Some(mut lease) = found else {
+            // Whoever led until it was deleted may have written down more than was seen, and needs it no longer than a term.
+            if let Some((version, since, _)) = watched {
+                if !version.is_empty() {
+                    (*version, *since) = (String::new(), stamp);
+                }
+                if stamp.duration_since(*since) < DURATION {
+                    return Err(LeaseError::Lost("whoever led until the Lease was deleted".to_owned()));
+                }
+            }
             let metadata = ObjectMeta { name: Some(NAME.to_owned()), ..ObjectMeta::default() };
             let mut lease = Lease { metadata, spec: None };
             self.sign(&mut lease, true);
