@@ -27,6 +27,8 @@ use crate::source::parse::Kind;
 const AT_ONCE: usize = 32;
 /// ... of so many that were written down together.
 const BATCH: usize = 256;
+/// So many addresses are written down at most, unless it is one Service's alone: a Lease has room for 256 KiB.
+const ADDRESSES: usize = 2_000;
 /// A write that was refused, or whose fate is not known, is tried again after so long, ...
 const SOON: Duration = Duration::from_secs(1);
 /// ... and later each time.
@@ -266,6 +268,8 @@ impl Desk {
             let waits = self.failures.get(name).is_some_and(|(_, until)| *until > now);
             let key = (Kind::Service, name.clone());
             let (Some(claim), Some(version)) = (self.register.estate.services.get(name), self.store.version(&key))
+        let grants = self.writes.values().filter_map(|write| write.grant.as_ref());
+        let mut open: usize = grants.map(|grant| grant.ips.len()).sum();
             else {
                 continue;
             };
@@ -281,6 +285,10 @@ impl Desk {
         }
         granted
     }
+            if open > 0 && open + ips.len() > ADDRESSES {
+                continue;
+            }
+            open += ips.len();
 
     /// Everything that was given and may come true without the object showing it yet.
     fn grants(&self) -> Grants {
