@@ -117,6 +117,15 @@ enum Stage {
     Unclear(Instant),
 }
 
+/// Writes of a Service that failed.
+struct Failure {
+    /// Which it was then: another one is no failure yet.
+    version: String,
+    count: u32,
+    /// It is tried again then.
+    until: Instant,
+}
+
 struct Desk {
     office: Office,
     figures: Figures,
@@ -129,8 +138,7 @@ struct Desk {
     inherited: Grants,
     writes: BTreeMap<String, Write>,
     running: JoinSet<(String, Outcome)>,
-    /// How often a write of a Service failed, and when it is tried again.
-    failures: BTreeMap<String, (u32, Instant)>,
+    failures: BTreeMap<String, Failure>,
     groups: Groups,
     /// There may be something to decide.
     due: bool,
@@ -238,7 +246,7 @@ impl Desk {
         self.inherited.retain(|name, grant| is(name, &grant.version));
         // What became of one that is under way is told by its answer, also when the watch was faster.
         self.writes.retain(|name, write| write.stage == Stage::UnderWay || is(name, &write.version));
-        self.failures.retain(|name, _| self.register.estate.services.contains_key(name));
+        self.failures.retain(|name, failure| is(name, &failure.version));
         if self.allocator.is_none() {
             let inherited =
                 self.inherited.iter().map(|(name, grant)| (name.clone(), (grant.uid.clone(), grant.ips.clone())));
@@ -265,7 +273,7 @@ impl Desk {
                 self.more = true;
                 break;
             }
-            let waits = self.failures.get(name).is_some_and(|(_, until)| *until > now);
+            let waits = self.failures.get(name).is_some_and(|failure| failure.until > now);
             let key = (Kind::Service, name.clone());
             let (Some(claim), Some(version)) = (self.register.estate.services.get(name), self.store.version(&key))
         let grants = self.writes.values().filter_map(|write| write.grant.as_ref());
@@ -343,13 +351,14 @@ impl Desk {
             }
             Outcome::Unknown(why) => {
                 tracing::warn!(service = name, "its write is tried again: {why}");
-                write.stage = Stage::Unclear(later(&mut self.failures, &name));
+                write.stage = Stage::Unclear(later(&mut self.failures, &name, &write.version));
             }
             Outcome::Outdated | Outcome::Refused(_) => {
                 if let Outcome::Refused(why) = outcome {
                     tracing::warn!(service = name, "its status is not accepted: {why}");
-                    later(&mut self.failures, &name);
                 }
+                // Also an outdated one: the watch may not have shown the new version yet, or be silent.
+                later(&mut self.failures, &name, &write.version);
                 self.writes.remove(&name);
                 if let Some(allocator) = &mut self.allocator {
                     allocator.failed(&name);
@@ -374,9 +383,13 @@ impl Desk {
     }
 }
 
-fn later(failures: &mut BTreeMap<String, (u32, Instant)>, name: &str) -> Instant {
-    let (count, until) = failures.entry(name.to_owned()).or_insert((0, Instant::now()));
-    *until = Instant::now() + LATE.min(SOON.saturating_mul(1 << (*count).min(16)));
-    *count = count.saturating_add(1);
-    *until
+fn later(failures: &mut BTreeMap<String, Failure>, name: &str, version: &str) -> Instant {
+    let first = || Failure { version: version.to_owned(), count: 0, until: Instant::now() };
+    let failure = failures.entry(name.to_owned()).or_insert_with(first);
+    if failure.version != version {
+        *failure = first();
+    }
+    failure.until = Instant::now() + LATE.min(SOON.saturating_mul(1 << failure.count.min(16)));
+    failure.count = failure.count.saturating_add(1);
+    failure.until
 }
