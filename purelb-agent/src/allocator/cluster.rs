@@ -32,7 +32,7 @@ const ADDRESSES: usize = 2_000;
 /// A write that was refused, or whose fate is not known, is tried again after so long, ...
 const SOON: Duration = Duration::from_secs(1);
 /// ... and later each time.
-const LATE: Duration = Duration::from_secs(300);
+const LATE: Duration = Duration::from_secs(60);
 /// What is under way at the end is waited for so long.
 const LAST: Duration = Duration::from_secs(5);
 
@@ -63,10 +63,10 @@ pub async fn run(office: Office, mut figures: Figures, mut stop: watch::Receiver
         tracing::warn!(event = "installNamespaceUnknown", "ServiceGroups of all namespaces count: see --namespace");
     }
     let candidate = Candidate::new(office.client.clone(), &office.namespace, office.identity.clone());
-    loop {
-        // Standing by is being ready.
     // What it had written down itself: a Lease that was deleted or spoilt since ends no write.
     let mut own = Grants::new();
+    loop {
+        // Standing by is being ready.
         figures.ready.store(true, Ordering::Relaxed);
         let mut term = tokio::select! {
             term = candidate.lead() => term,
@@ -86,8 +86,6 @@ pub async fn run(office: Office, mut figures: Figures, mut stop: watch::Receiver
     }
 }
 
-/// A write, from its decision until the object shows that it is over.
-struct Write {
 /// Beside what the Lease says. Of two grants about one version either may come true.
 fn inherit(inherited: &mut Grants, own: Grants) {
     for (name, grant) in own {
@@ -99,6 +97,8 @@ fn inherit(inherited: &mut Grants, own: Grants) {
     }
 }
 
+/// A write, from its decision until the object shows that it is over.
+struct Write {
     claim: Arc<Claim>,
     version: String,
     decision: Decision,
@@ -268,6 +268,8 @@ impl Desk {
         let now = Instant::now();
         let clock = u64::try_from(now.duration_since(self.started).as_millis()).unwrap_or(u64::MAX);
         let mut granted = false;
+        let grants = self.writes.values().filter_map(|write| write.grant.as_ref());
+        let mut open: usize = grants.map(|grant| grant.ips.len()).sum();
         for (name, decision) in allocator.look(&self.register.estate, clock) {
             if self.writes.len() >= BATCH {
                 self.more = true;
@@ -276,8 +278,6 @@ impl Desk {
             let waits = self.failures.get(name).is_some_and(|failure| failure.until > now);
             let key = (Kind::Service, name.clone());
             let (Some(claim), Some(version)) = (self.register.estate.services.get(name), self.store.version(&key))
-        let grants = self.writes.values().filter_map(|write| write.grant.as_ref());
-        let mut open: usize = grants.map(|grant| grant.ips.len()).sum();
             else {
                 continue;
             };
@@ -285,6 +285,10 @@ impl Desk {
                 continue;
             }
             let ips: BTreeSet<_> = decision.ingress.iter().filter(|ip| !claim.ingress.contains(ip)).copied().collect();
+            if open > 0 && open + ips.len() > ADDRESSES {
+                continue;
+            }
+            open += ips.len();
             let grant = (!ips.is_empty()).then(|| Grant { uid: claim.uid.clone(), version: version.to_owned(), ips });
             granted |= grant.is_some();
             let (claim, version, decision) = (Arc::clone(claim), version.to_owned(), decision.clone());
@@ -293,10 +297,6 @@ impl Desk {
         }
         granted
     }
-            if open > 0 && open + ips.len() > ADDRESSES {
-                continue;
-            }
-            open += ips.len();
 
     /// Everything that was given and may come true without the object showing it yet.
     fn grants(&self) -> Grants {
