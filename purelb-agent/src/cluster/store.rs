@@ -24,6 +24,8 @@ struct Standing {
     /// What was seen since the list began.
     listing: Option<BTreeSet<Key>>,
     fault: Option<Trouble>,
+    /// It was denied for long enough once: an API server that is away for a moment after that changes nothing.
+    denied: bool,
 }
 
 #[derive(Debug)]
@@ -93,6 +95,7 @@ impl Store {
                 }
                 let same = |known: &&Trouble| std::mem::discriminant(&known.fault) == std::mem::discriminant(&fault);
                 let since = standing.fault.as_ref().filter(same).map_or(now, |known| known.since);
+                standing.denied = standing.is_denied(now);
                 standing.fault = Some(Trouble { fault, since, last: now });
             }
         }
@@ -161,12 +164,13 @@ impl Store {
 
 impl Standing {
     fn works(&mut self) {
-        self.fault = None;
+        (self.fault, self.denied) = (None, false);
     }
 
     fn is_denied(&self, now: Instant) -> bool {
         let denied = |known: &Trouble| matches!(known.fault, Fault::Unknown | Fault::Forbidden(_));
-        self.fault.as_ref().is_some_and(|known| denied(known) && now.duration_since(known.since) >= PATIENCE)
+        let long = |known: &Trouble| denied(known) && now.duration_since(known.since) >= PATIENCE;
+        self.denied || self.fault.as_ref().is_some_and(long)
     }
 
     fn problem(&self, kind: Kind, now: Instant) -> Option<Problem> {

@@ -287,6 +287,11 @@ fn kinds_that_are_denied() {
         "{:?}",
         store.problems(later)
     );
+    // What is known of it does not depend on an API server that is away for a moment.
+    for fault in [Fault::Away("no".to_owned()), Fault::Unknown] {
+        store.take(News::Failed(Kind::NodeAgent, fault), later);
+        assert!(store.is_listed(later));
+    }
     store.take(News::Begun(Kind::NodeAgent), later);
     store.take(News::Listed(Kind::NodeAgent), later);
     assert_eq!(store.problems(later), []);
