@@ -7,6 +7,7 @@ use std::time::Duration;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 
+use super::watch;
 use crate::args::Kube;
 
 /// Why there is no client.
@@ -57,6 +58,9 @@ pub async fn connect(args: &Kube) -> Result<Connection, ConnectError> {
         None => Config::infer().await?,
     };
     config.connect_timeout = Some(Duration::from_secs(5));
+    // A list whose connection went silent would be waited for for ever; a watch says something within its life.
+    config.read_timeout = Some(watch::LIFE + Duration::from_secs(10));
+    config.reset_reader_on_write = true;
     let own = fs::read_to_string(OWN_NAMESPACE).ok().map(|text| text.trim().to_owned());
     let named = args.namespace.clone().or(own).filter(|namespace| !namespace.is_empty());
     let installed = named.is_some();

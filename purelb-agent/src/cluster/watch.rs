@@ -22,7 +22,7 @@ const NEWS: usize = 4096;
 /// Changes that belong together come together.
 const BURST: Duration = Duration::from_millis(3);
 /// A watch is begun anew this often, so that one that went silent is noticed.
-const LIFE: Duration = Duration::from_secs(90);
+pub const LIFE: Duration = Duration::from_secs(90);
 /// So long after an error it is asked whether the API server knows what was seen.
 const DOUBT: Duration = Duration::from_secs(3);
 /// After an error it is tried again this soon, ...
