@@ -101,7 +101,10 @@ fn outcome<T>(answer: Result<kube::Result<T>, tokio::time::error::Elapsed>) -> O
         Ok(Ok(_)) => Outcome::Done,
         Ok(Err(kube::Error::Api(status))) => match status.code {
             404 | 409 => Outcome::Outdated,
-            429 | 500.. => Outcome::Unknown(status.message.clone()),
+            // These are said before anything is written.
+            429 => Outcome::Refused(status.message.clone()),
+            500 if status.message.contains("failed calling webhook") => Outcome::Refused(status.message.clone()),
+            500.. => Outcome::Unknown(status.message.clone()),
             _ => Outcome::Refused(status.message.clone()),
         },
         Ok(Err(error)) => Outcome::Unknown(error.to_string()),
