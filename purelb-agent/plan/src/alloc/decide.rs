@@ -13,6 +13,9 @@ use super::refusal::Refusal;
 use crate::ids::family;
 use crate::observed::Family;
 
+/// Characters of a refusal at most.
+const LONGEST: usize = 1000;
+
 /// What a decision is made by.
 #[derive(Clone, Copy, Debug)]
 pub struct Scene<'a> {
@@ -46,11 +49,11 @@ pub fn decide(name: &str, claim: &Claim, scene: Scene<'_>) -> Decision {
     }
     out.condition = Some(match &got {
         Ok(()) => allocated(&out.ingress),
-        Err(refusal) => Condition { status: false, reason: refusal.reason().to_owned(), message: refusal.to_string() },
+        Err(refusal) => Condition { status: false, reason: refusal.reason().to_owned(), message: short(refusal) },
     });
     if let Err(refusal) = got {
         if claim.condition != out.condition {
-            out.tell(true, "AllocationFailed", refusal.to_string());
+            out.tell(true, "AllocationFailed", short(&refusal));
         }
         out.refusal = Some(refusal);
     }
@@ -66,6 +69,15 @@ pub fn let_go(claim: &Claim) -> Decision {
         out.tell(false, "AddressReleased", "its type is no longer LoadBalancer");
     }
     out
+}
+
+/// It may quote what was asked for, which may be as long as an object; Kubernetes lets a message have 32 KiB.
+fn short(refusal: &Refusal) -> String {
+    let text = refusal.to_string();
+    match text.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text,
+    }
 }
 
 fn allocated(ips: &[IpAddr]) -> Condition {
