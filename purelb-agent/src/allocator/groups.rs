@@ -34,6 +34,8 @@ pub struct Groups {
     later: BTreeMap<Name, Instant>,
     /// Faults that an event told.
     told: BTreeSet<(Name, String)>,
+    /// The CRD is PureLB's own, whose status knows no conditions; until the next leader.
+    plain: bool,
 }
 
 impl Groups {
@@ -41,7 +43,7 @@ impl Groups {
     #[must_use]
     pub fn new(client: Client, events: Events) -> Self {
         let (busy, later, told) = (BTreeSet::new(), BTreeMap::new(), BTreeSet::new());
-        Self { client, events, running: JoinSet::new(), busy, later, told }
+        Self { client, events, running: JoinSet::new(), busy, later, told, plain: false }
     }
 
     /// Says what is new.
@@ -56,6 +58,11 @@ impl Groups {
                 Outcome::Outdated => "it is gone, or its CRD has no status: apply deploy/crds".to_owned(),
             };
             tracing::warn!(group = format!("{}/{}", name.0, name.1), "its status was not written: {why}");
+            if !self.plain && why.contains(".status.conditions: field not declared in schema") {
+                tracing::warn!("the CRD of ServiceGroups has no conditions, so none are written: apply deploy/crds");
+                self.plain = true;
+                continue;
+            }
             self.later.insert(name, Instant::now() + LATER);
         }
         let now = Instant::now();
@@ -88,7 +95,14 @@ impl Groups {
             if catalog.out_of_scope.contains(&name) {
                 continue;
             }
-            let Some(wanted) = wanted(group, &name, catalog, ledger, &faults) else { continue };
+            let Some(mut wanted) = wanted(group, &name, catalog, ledger, &faults) else { continue };
+            if self.plain {
+                // To PureLB's users a group without a status is one that is not used.
+                if catalog.get(&name.1).is_none_or(|usable| usable.namespace != name.0) {
+                    continue;
+                }
+                wanted.as_object_mut().map(|status| status.remove("conditions"));
+            }
             if !self.busy.contains(&name) && !self.later.contains_key(&name) && !says(group.status.as_ref(), &wanted) {
                 self.busy.insert(name.clone());
                 let client = self.client.clone();
