@@ -87,6 +87,16 @@ fn an_agent_and_leases() -> Result<()> {
         let refused = refusal(agent.replace(lie))?;
         ensure!(refused.message.contains("purelb-node-node1"), "{lie}: {refused}");
     }
+    // Nor what has it collected as garbage, kept for ever, or overlooked by the allocator.
+    for (field, value) in [
+        ("labels", json!({"app.kubernetes.io/name": "other"})),
+        ("finalizers", json!(["example.com/x"])),
+        ("ownerReferences", json!([{"apiVersion": "v1", "kind": "Node", "name": "gone", "uid": "gone"}])),
+    ] {
+        let mut lie = change(json!({}), json!({"purelb.io/revoked": "node1"}));
+        lie["metadata"][field] = value;
+        ensure!(refusal(agent.replace(&lie)).with_context(|| field.to_owned())?.code == 403, "{field}");
+    }
     ensure!(refusal(agent.delete("Lease", INSTALL, "purelb-node-node2"))?.message.contains("node1"));
     agent.replace(&change(json!({}), json!({"purelb.io/revoked": "node1"}))).context("a revocation")?;
     // A token that names no node may write none.
