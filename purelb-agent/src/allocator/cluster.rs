@@ -354,13 +354,17 @@ impl Desk {
                 write.stage = Stage::Unclear(later(&mut self.failures, &name, &write.version));
             }
             Outcome::Outdated | Outcome::Refused(_) => {
+                // An earlier try of an outdated write may have come true. Until the watch shows it, what it gave is in use.
+                let version = self.store.version(&(Kind::Service, name.clone()));
+                let mut over = version != Some(write.version.as_str());
                 if let Outcome::Refused(why) = outcome {
                     tracing::warn!(service = name, "its status is not accepted: {why}");
+                    over = true;
                 }
                 // Also an outdated one: the watch may not have shown the new version yet, or be silent.
                 later(&mut self.failures, &name, &write.version);
                 self.writes.remove(&name);
-                if let Some(allocator) = &mut self.allocator {
+                if let Some(allocator) = self.allocator.as_mut().filter(|_| over) {
                     allocator.failed(&name);
                     self.due = true;
                 }
