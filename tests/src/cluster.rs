@@ -22,6 +22,7 @@ use crate::sys;
 
 mod client;
 mod objects;
+pub mod proxy;
 pub mod tenant;
 
 pub use client::{Client, Refused, refusal};
@@ -213,6 +214,11 @@ impl Cluster {
     /// What the API is asked by, with all rights.
     pub fn admin(&self) -> Result<Client> {
         Client::new(&self.netns, "admin", &[])
+    }
+
+    /// A client with all rights that works on that runtime, whose threads must be inside.
+    fn admin_on(&self, runtime: &tokio::runtime::Runtime) -> Result<kube::Client> {
+        client::connect(runtime, "admin", &[])
     }
 
     /// The same as a service account whose token says that its pod runs on that node.

@@ -1,47 +1,18 @@
 //! The allocator while things go wrong: leaders that are stopped in the middle, a stolen Lease, writes that are
 //! refused or overtaken, an API server and an etcd that die, or forget. Invariant I14.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
-use purelb_tests::cluster::tenant::{condition, ingress, said};
+use purelb_tests::cluster::tenant::{condition, said};
 use purelb_tests::cluster::{Cluster, Part, Tenant, manifests};
 use purelb_tests::sys;
 use serde_json::{Value, json};
 
 fn pool(pool: &str) -> Value {
     json!({"local": {"v4pool": {"pool": pool, "subnet": "10.0.0.0/8"}}})
-}
-
-/// Who has what. Nobody may have an address that another one has.
-fn given(tenant: &Tenant<'_>) -> Result<BTreeMap<String, String>> {
-    let (mut names, mut ips) = (BTreeMap::new(), BTreeMap::new());
-    for service in tenant.admin.list("Service", &tenant.namespace)? {
-        let name = service["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-        for ip in ingress(&service) {
-            if let Some(other) = ips.insert(ip.clone(), name.clone()) {
-                anyhow::bail!("{ip} was given to {other} and to {name}");
-            }
-            names.insert(name.clone(), ip);
-        }
-    }
-    Ok(names)
-}
-
-fn all_served(tenant: &Tenant<'_>, count: usize) -> Result<BTreeMap<String, String>> {
-    sys::wait_for(&format!("{count} Services have an address"), Duration::from_secs(60), || {
-        let found = given(tenant)?.len();
-        ensure!(found == count, "{found} have one");
-        Ok(true)
-    })?;
-    given(tenant)
-}
-
-fn create(tenant: &Tenant<'_>, prefix: &str, count: usize) -> Result<()> {
-    (0..count).try_for_each(|number| tenant.create(&format!("{prefix}{number}"), json!({}), json!({})).map(drop))
 }
 
 /// A leader is stopped in the middle of its work, another one takes over, and the first one wakes: both think that they
@@ -51,21 +22,21 @@ fn two_leaders() -> Result<()> {
     let tenant = Tenant::new(Cluster::shared()?, "two-leaders")?;
     tenant.group("default", pool("10.1.0.0/24"))?;
     let mut allocators = [tenant.allocator(&[])?, tenant.allocator(&[])?];
-    create(&tenant, "first-", 3)?;
-    let (mut count, mut before) = (3, all_served(&tenant, 3)?);
+    tenant.create_many("first-", 3)?;
+    let (mut count, mut before) = (3, tenant.all_served(3)?);
     for round in 0..2 {
         let identity = tenant.leader()?;
         let leader = allocators.iter().position(|one| one.identity() == identity).context("nobody leads")?;
-        create(&tenant, &format!("round-{round}-"), 20)?;
+        tenant.create_many(&format!("round-{round}-"), 20)?;
         allocators[leader].signal(Signal::SIGSTOP)?;
-        create(&tenant, &format!("stopped-{round}-"), 20)?;
+        tenant.create_many(&format!("stopped-{round}-"), 20)?;
         count += 40;
-        let found = all_served(&tenant, count)?;
+        let found = tenant.all_served(count)?;
         ensure!(before.iter().all(|(name, ip)| found.get(name) == Some(ip)), "an address moved");
         allocators[leader].signal(Signal::SIGCONT)?;
-        create(&tenant, &format!("woken-{round}-"), 5)?;
+        tenant.create_many(&format!("woken-{round}-"), 5)?;
         count += 5;
-        before = all_served(&tenant, count)?;
+        before = tenant.all_served(count)?;
         ensure!(found.iter().all(|(name, ip)| before.get(name) == Some(ip)), "an address moved");
     }
     allocators.iter_mut().try_for_each(|one| one.stop(Signal::SIGTERM))
@@ -77,21 +48,21 @@ fn stolen_lease() -> Result<()> {
     let tenant = Tenant::new(Cluster::shared()?, "stolen")?;
     tenant.group("default", pool("10.2.0.0/24"))?;
     let _allocator = tenant.allocator(&[])?;
-    create(&tenant, "before-", 2)?;
-    let before = all_served(&tenant, 2)?;
+    tenant.create_many("before-", 2)?;
+    let before = tenant.all_served(2)?;
     let thief = json!({"spec": {"holderIdentity": "thief", "leaseDurationSeconds": 15}});
     tenant.admin.patch("Lease", &tenant.namespace, "purelb-allocator", &thief)?;
     // What it may have begun by now is written down, so it may still come true.
     sys::pause(2_500);
-    create(&tenant, "after-", 2)?;
+    tenant.create_many("after-", 2)?;
     sys::pause(5_000);
-    ensure!(given(&tenant)? == before, "an address was given by somebody who does not lead");
-    let after = all_served(&tenant, 4)?;
+    ensure!(tenant.given()? == before, "an address was given by somebody who does not lead");
+    let after = tenant.all_served(4)?;
     ensure!(before.iter().all(|(name, ip)| after.get(name) == Some(ip)));
     // Deleted it is made anew.
     tenant.admin.delete("Lease", &tenant.namespace, "purelb-allocator")?;
-    create(&tenant, "third-", 2)?;
-    all_served(&tenant, 6).map(drop)
+    tenant.create_many("third-", 2)?;
+    tenant.all_served(6).map(drop)
 }
 
 /// Somebody changes every Service all the time: each write is overtaken now and then, and all come through.
@@ -114,7 +85,7 @@ fn conflicts() -> Result<()> {
             }
             Ok(rounds)
         });
-        let served = create(&tenant, "busy-", 30).and_then(|()| all_served(&tenant, 30));
+        let served = tenant.create_many("busy-", 30).and_then(|()| tenant.all_served(30));
         stop.store(true, Ordering::Relaxed);
         busy.join().map_err(|_| anyhow::anyhow!("the busy one panicked"))??;
         served.map(drop)
@@ -147,11 +118,11 @@ fn refused_by_admission() -> Result<()> {
         Ok(tenant.admin.patch_status("Service", "refused", "one", &status).is_err())
     })?;
     let _allocator = tenant.allocator(&[])?;
-    create(&tenant, "other-", 3)?;
-    all_served(&tenant, 3)?;
+    tenant.create_many("other-", 3)?;
+    tenant.all_served(3)?;
     sys::wait_for("the refusal is told", Duration::from_secs(10), || Ok(tenant.log().contains("not this one")))?;
     tenant.admin.delete("ValidatingAdmissionPolicyBinding", "", "refuse-one")?;
-    all_served(&tenant, 4).map(drop)
+    tenant.all_served(4).map(drop)
 }
 
 /// The API server dies in the middle of it, and again.
@@ -161,15 +132,15 @@ fn api_server_dies() -> Result<()> {
     let tenant = Tenant::new(&cluster, "dies")?;
     tenant.group("default", pool("10.5.0.0/24"))?;
     let _allocator = tenant.allocator(&[])?;
-    create(&tenant, "before-", 2)?;
-    let mut before = all_served(&tenant, 2)?;
+    tenant.create_many("before-", 2)?;
+    let mut before = tenant.all_served(2)?;
     for round in 0..2 {
-        create(&tenant, &format!("killed-{round}-"), 15)?;
+        tenant.create_many(&format!("killed-{round}-"), 15)?;
         cluster.kill(Part::Api)?;
         sys::pause(3_000);
         cluster.run(Part::Api)?;
         cluster.wait_served()?;
-        let after = all_served(&tenant, before.len() + 15)?;
+        let after = tenant.all_served(before.len() + 15)?;
         ensure!(before.iter().all(|(name, ip)| after.get(name) == Some(ip)), "an address moved");
         before = after;
     }
@@ -183,18 +154,18 @@ fn etcd_forgets() -> Result<()> {
     let tenant = Tenant::new(&cluster, "forgets")?;
     tenant.group("default", pool("10.6.0.0/28"))?;
     let _allocator = tenant.allocator(&["--cool-down", "0s"])?;
-    create(&tenant, "old-", 3)?;
-    let old = all_served(&tenant, 3)?;
+    tenant.create_many("old-", 3)?;
+    let old = tenant.all_served(3)?;
     cluster.restart_etcd(|data| copy(data, &data.with_extension("kept")))?;
-    create(&tenant, "lost-", 5)?;
-    all_served(&tenant, 8)?;
+    tenant.create_many("lost-", 5)?;
+    tenant.all_served(8)?;
     cluster.restart_etcd(|data| {
         std::fs::remove_dir_all(data)?;
         copy(&data.with_extension("kept"), data)
     })?;
-    ensure!(given(&tenant)? == old, "etcd was not set back");
-    create(&tenant, "new-", 13)?;
-    let now = all_served(&tenant, 16).with_context(|| tenant.log())?;
+    ensure!(tenant.given()? == old, "etcd was not set back");
+    tenant.create_many("new-", 13)?;
+    let now = tenant.all_served(16).with_context(|| tenant.log())?;
     ensure!(old.iter().all(|(name, ip)| now.get(name) == Some(ip)), "an address moved");
     Ok(())
 }

@@ -45,18 +45,8 @@ impl Client {
         // Its threads are made inside, so its sockets are inside.
         let runtime =
             netns.enter(|| Builder::new_multi_thread().worker_threads(1).enable_all().build())?.context("runtime")?;
-        let mut config = kube::Config::new("https://127.0.0.1:6443".parse().context("address")?);
-        config.accept_invalid_certs = true;
-        config.default_retry = false;
-        for (name, value) in headers {
-            config.headers.push((http::HeaderName::from_static(name), value.parse().context("header")?));
-        }
-        config.auth_info = AuthInfo { token: Some(token.to_owned().into()), ..AuthInfo::default() };
-        let client = {
-            let _inside = runtime.enter();
-            kube::Client::try_from(config).context("client")?
-        };
-        Ok(Self { runtime, client: Inner(client) })
+        let client = Inner(connect(&runtime, token, headers)?);
+        Ok(Self { runtime, client })
     }
 
     /// A request; its answer as text.
@@ -161,6 +151,19 @@ impl Client {
         });
         waited.map(|()| last.clone()).with_context(|| format!("it is {last}"))
     }
+}
+
+/// A client on a runtime.
+pub(super) fn connect(runtime: &Runtime, token: &str, headers: &[(&'static str, String)]) -> Result<kube::Client> {
+    let mut config = kube::Config::new("https://127.0.0.1:6443".parse().context("address")?);
+    config.accept_invalid_certs = true;
+    config.default_retry = false;
+    for (name, value) in headers {
+        config.headers.push((http::HeaderName::from_static(name), value.parse().context("header")?));
+    }
+    config.auth_info = AuthInfo { token: Some(token.to_owned().into()), ..AuthInfo::default() };
+    let _inside = runtime.enter();
+    kube::Client::try_from(config).context("client")
 }
 
 /// What the API server refused, and why; an error where it did not.

@@ -1,18 +1,20 @@
 //! An installation of its own in a shared control plane: a namespace with the roles of `deploy/base`, a class of
 //! Services, and allocators that run under those roles.
 
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use super::objects::manifests;
+use super::proxy::Proxy;
 use super::{Client, Cluster};
 use crate::agent::binary;
 use crate::sys;
@@ -73,6 +75,49 @@ impl<'a> Tenant<'a> {
         let output = command.output().context("start purelb-agent by nsenter")?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
         Ok((output.status.code().unwrap_or(-1), text))
+    }
+
+    /// The same behind a proxy.
+    pub fn allocator_behind(&self, proxy: &Proxy, more: &[&str]) -> Result<Allocator> {
+        let class = self.class();
+        let mut all = vec!["--default-announcer", "none", "--load-balancer-class", &class];
+        all.extend(more);
+        let known = self.cluster.account("127.0.0.1", &self.namespace, "allocator")?;
+        let direct = std::fs::read_to_string(&known)?;
+        let behind = direct.replace("https://127.0.0.1:6443", &format!("http://127.0.0.1:{}", proxy.port));
+        let config = known.with_extension(proxy.port.to_string());
+        std::fs::write(&config, behind)?;
+        Allocator::start_with(self.cluster, &self.namespace, &config, &all)
+    }
+
+    /// Makes so many Services.
+    pub fn create_many(&self, prefix: &str, count: usize) -> Result<()> {
+        (0..count).try_for_each(|number| self.create(&format!("{prefix}{number}"), json!({}), json!({})).map(drop))
+    }
+
+    /// Who has what. An error where two have the same.
+    pub fn given(&self) -> Result<BTreeMap<String, String>> {
+        let (mut names, mut ips) = (BTreeMap::new(), BTreeMap::new());
+        for service in self.admin.list("Service", &self.namespace)? {
+            let name = service["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+            for ip in ingress(&service) {
+                if let Some(other) = ips.insert(ip.clone(), name.clone()) {
+                    bail!("{ip} was given to {other} and to {name}");
+                }
+                names.insert(name.clone(), ip);
+            }
+        }
+        Ok(names)
+    }
+
+    /// Waits until so many have an address: who has what.
+    pub fn all_served(&self, count: usize) -> Result<BTreeMap<String, String>> {
+        sys::wait_for(&format!("{count} Services have an address"), Duration::from_secs(90), || {
+            let found = self.given()?.len();
+            ensure!(found == count, "{found} have one");
+            Ok(true)
+        })?;
+        self.given()
     }
 
     /// Makes a ServiceGroup.
@@ -198,6 +243,10 @@ fn moved(object: &Value, namespace: &str) -> Result<Value> {
 impl Allocator {
     /// Starts one, as the service account of that namespace.
     pub fn start(cluster: &Cluster, namespace: &str, more: &[&str]) -> Result<Self> {
+        Self::start_with(cluster, namespace, &cluster.account("127.0.0.1", namespace, "allocator")?, more)
+    }
+
+    fn start_with(cluster: &Cluster, namespace: &str, kubeconfig: &Path, more: &[&str]) -> Result<Self> {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let log = cluster.folder().join(format!("{namespace}-allocator-{number}.log"));
@@ -207,7 +256,7 @@ impl Allocator {
             .command(binary()?)
             .args(["allocator", "--namespace", namespace])
             .arg("--kubeconfig")
-            .arg(cluster.account("127.0.0.1", namespace, "allocator")?)
+            .arg(kubeconfig)
             .args(more)
             .args(if more.contains(&"--port") { &[][..] } else { &["--port", "0"] })
             .env("RUST_LOG", "info,kube_client=off,kube_runtime=off")
