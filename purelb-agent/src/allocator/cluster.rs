@@ -262,10 +262,14 @@ impl Desk {
 
     /// Decides; whether there is a grant that must be written down before it is written.
     fn decide(&mut self) -> bool {
-        let Some(allocator) = self.allocator.as_mut().filter(|_| self.store.is_listed(Instant::now())) else {
-            return false;
-        };
         let now = Instant::now();
+        // A few at a time would be written down one by one.
+        let room = self.writes.len() <= BATCH / 2;
+        if !(self.due || self.more && room) || !self.store.is_listed(now) {
+            return false;
+        }
+        let Some(allocator) = &mut self.allocator else { return false };
+        (self.due, self.more) = (false, false);
         let clock = u64::try_from(now.duration_since(self.started).as_millis()).unwrap_or(u64::MAX);
         let mut granted = false;
         let grants = self.writes.values().filter_map(|write| write.grant.as_ref());
@@ -286,6 +290,7 @@ impl Desk {
             }
             let ips: BTreeSet<_> = decision.ingress.iter().filter(|ip| !claim.ingress.contains(ip)).copied().collect();
             if open > 0 && open + ips.len() > ADDRESSES {
+                self.more = true;
                 continue;
             }
             open += ips.len();
