@@ -179,13 +179,17 @@ async fn follow(client: &Client, watched: &Watched, sender: &mpsc::Sender<News>)
     let backoff = backon::ExponentialBuilder::default().with_min_delay(SOON).with_max_delay(LATE).without_max_times();
     let backoff: ExponentialBackoff = backoff.with_jitter().into();
     let mut events = std::pin::pin!(watcher::watcher(api, config).backoff(backoff));
-    let (mut witness, mut doubt) = (None, None);
+    // What comes after an error is no witness of what was before it.
+    let (mut witness, mut suspects, mut doubt) = (None, Vec::new(), None);
     loop {
         let event = tokio::select! {
             event = events.next() => event,
             () = doubtful(doubt) => {
-                match remembers(client, kind, witness.as_ref()).await {
-                    Some(true) => doubt = None,
+                match remember(client, kind, &suspects).await {
+                    Some(true) => {
+                        doubt = None;
+                        suspects.drain(..suspects.len().saturating_sub(1));
+                    }
                     Some(false) => {
                         tracing::warn!(kind = kind.name(), "the API server may have been set back: all is listed anew");
                         return true;
@@ -208,6 +212,7 @@ async fn follow(client: &Client, watched: &Watched, sender: &mpsc::Sender<News>)
             }
             Ok(Event::InitDone) => News::Listed(kind),
             Err(error) => {
+                suspects.extend(witness.take());
                 doubt = Some(Instant::now() + DOUBT);
                 match fault(&error) {
                     Some(fault) => News::Failed(kind, fault),
@@ -247,10 +252,21 @@ impl Witness {
     }
 }
 
+/// Whether it knows all of them.
+async fn remember(client: &Client, kind: Kind, suspects: &[Witness]) -> Option<bool> {
+    for witness in suspects {
+        match remembers(client, kind, witness).await {
+            Some(true) => {}
+            other => return other,
+        }
+    }
+    Some(true)
+}
+
 /// Whether the API server still knows what it told last; `None`: it does not answer. An etcd that was restored from a
 /// backup does not, and a watch from a version that it does not know yet would be silent, and miss what comes before.
-async fn remembers(client: &Client, kind: Kind, witness: Option<&Witness>) -> Option<bool> {
-    let Some(Witness { namespace, name, version, there }) = witness else { return Some(true) };
+async fn remembers(client: &Client, kind: Kind, witness: &Witness) -> Option<bool> {
+    let Witness { namespace, name, version, there } = witness;
     let api: Api<DynamicObject> = match namespace {
         Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource(kind)),
         None => Api::all_with(client.clone(), &resource(kind)),
