@@ -71,7 +71,8 @@ fn built_as(package: &str) -> &str {
 
 /// `1.36.3`
 fn version(text: &str) -> Option<&str> {
-    text.lines().find_map(|line| line.trim().trim_start_matches("require ").strip_prefix("k8s.io/kubernetes v"))
+    let mut lines = text.lines().map(|line| line.trim().trim_start_matches("require "));
+    lines.find_map(|line| line.strip_prefix("k8s.io/kubernetes v")?.split_whitespace().next())
 }
 
 #[cfg(test)]
@@ -81,7 +82,7 @@ mod tests {
     #[test]
     fn version_and_names() {
         assert_eq!(version("module x\n\nrequire k8s.io/kubernetes v1.36.3\n"), Some("1.36.3"));
-        assert_eq!(version("require (\n\tk8s.io/kubernetes v1.36.3\n)"), Some("1.36.3"));
+        assert_eq!(version("require (\n\tk8s.io/kubernetes v1.36.3 // indirect\n)"), Some("1.36.3"));
         assert_eq!(version("require k8s.io/api v0.1.0"), None);
         assert_eq!(built_as("go.etcd.io/etcd/server/v3"), "server");
         assert_eq!(built_as("k8s.io/kubernetes/cmd/kube-apiserver"), "kube-apiserver");

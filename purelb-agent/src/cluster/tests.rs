@@ -27,7 +27,7 @@ fn meta(name: &str, more: Value) -> Value {
 
 fn service(name: &str, vip: &str) -> Value {
     json!({
-        "metadata": meta(name, json!({"annotations": {"purelb.io/allocated-by": "PureLB", "other": "x"}})),
+        "metadata": meta(name, json!({"annotations": {"purelb.io/allocated-by": "PureLB", "purelb.io/allocated-from": "g", "other": "x"}})),
         "spec": {
             "type": "LoadBalancer", "clusterIP": "10.96.0.1", "ipFamilies": ["IPv4"], "externalTrafficPolicy": "Local",
             "sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 10}},
@@ -265,6 +265,21 @@ fn the_last_good_version() {
     assert_eq!(cluster.world().map(|world| world.services.len()), Some(1));
     assert!(cluster.problems()[0].message.contains("what was seen last is served"));
     hear(&mut cluster, vec![News::Listed(Kind::Service)]);
+    assert_eq!(cluster.world().map(|world| world.services.len()), Some(0));
+}
+
+/// The allocator let go of it, and it is another controller's now: not ours, though the brand is still there.
+#[test]
+fn what_was_ours_once() {
+    let mut cluster = Cluster::new("n1", &of_node());
+    let mut theirs = service("web", "192.0.2.1");
+    theirs["metadata"]["annotations"].as_object_mut().map(|all| all.remove("purelb.io/allocated-from"));
+    for kind in [Kind::Service, Kind::Slice, Kind::Node, Kind::NodeAgent] {
+        let listed = [News::Begun(kind)].into_iter();
+        let told = (kind == Kind::Service).then(|| news(kind, &theirs));
+        cluster.hear(listed.chain(told).chain([News::Listed(kind)]).collect());
+    }
+    cluster.look();
     assert_eq!(cluster.world().map(|world| world.services.len()), Some(0));
 }
 

@@ -24,9 +24,12 @@ pub(super) fn is_ours(s: &o::Service) -> bool {
     is_balanced(s) && s.spec.load_balancer_class.as_deref().is_none_or(|c| c.is_empty() || CLASSES.contains(&c))
 }
 
-/// Of type LoadBalancer, with addresses that an allocator of PureLB's kind gave it.
+/// Of type LoadBalancer, with addresses that an allocator of PureLB's kind gave it. One that let go of it takes the group
+/// away and leaves the brand to the agents that announce: the Service may be another controller's by now.
 pub(super) fn is_signed(s: &o::Service) -> bool {
-    is_balanced(s) && s.metadata.annotations.get(annotation::ALLOCATED_BY).is_some_and(|by| by == BRAND)
+    let annotations = &s.metadata.annotations;
+    let branded = annotations.get(annotation::ALLOCATED_BY).is_some_and(|by| by == BRAND);
+    is_balanced(s) && branded && annotations.contains_key(annotation::ALLOCATED_FROM)
 }
 
 /// The addresses that are some.
