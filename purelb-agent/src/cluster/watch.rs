@@ -166,10 +166,7 @@ async fn run(client: Client, watched: Watched, sender: mpsc::Sender<News>) {
 /// Follows one watch; whether a new one is to begin with a list.
 async fn follow(client: &Client, watched: &Watched, sender: &mpsc::Sender<News>) -> bool {
     let kind = watched.kind;
-    let api: Api<DynamicObject> = match &watched.namespace {
-        Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource(kind)),
-        None => Api::all_with(client.clone(), &resource(kind)),
-    };
+    let api = api(client, kind, watched.namespace.as_deref());
     let config = watcher::Config {
         field_selector: watched.fields.map(str::to_owned),
         label_selector: watched.labels.map(str::to_owned),
@@ -267,11 +264,7 @@ async fn remember(client: &Client, kind: Kind, suspects: &[Witness]) -> Option<b
 /// backup does not, and a watch from a version that it does not know yet would be silent, and miss what comes before.
 async fn remembers(client: &Client, kind: Kind, witness: &Witness) -> Option<bool> {
     let Witness { namespace, name, version, there } = witness;
-    let api: Api<DynamicObject> = match namespace {
-        Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource(kind)),
-        None => Api::all_with(client.clone(), &resource(kind)),
-    };
-    match api.get_metadata_opt(name).await {
+    match api(client, kind, namespace.as_deref()).get_metadata_opt(name).await {
         Ok(Some(now)) => Some(*there && number(now.metadata.resource_version.as_deref()) >= *version),
         Ok(None) => Some(!there),
         Err(_) => None,
@@ -283,7 +276,8 @@ fn number(version: Option<&str>) -> u64 {
     version.and_then(|version| version.parse().ok()).unwrap_or_default()
 }
 
-fn resource(kind: Kind) -> ApiResource {
+/// Objects of a kind, in a namespace where one is named.
+pub(super) fn api(client: &Client, kind: Kind, namespace: Option<&str>) -> Api<DynamicObject> {
     let (group, version, plural) = match kind {
         Kind::Service => ("", "v1", "services"),
         Kind::Slice => ("discovery.k8s.io", "v1", "endpointslices"),
@@ -292,7 +286,11 @@ fn resource(kind: Kind) -> ApiResource {
         Kind::ServiceGroup => ("purelb.io", "v2", "servicegroups"),
         Kind::Lease => ("coordination.k8s.io", "v1", "leases"),
     };
-    ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind.name()), plural)
+    let resource = ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind.name()), plural);
+    match namespace {
+        Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
+        None => Api::all_with(client.clone(), &resource),
+    }
 }
 
 fn key(kind: Kind, object: &DynamicObject) -> Key {
@@ -304,9 +302,9 @@ fn key(kind: Kind, object: &DynamicObject) -> Key {
 }
 
 /// Only what [`object`] reads of it is kept.
-pub(super) fn seen(kind: Kind, object: DynamicObject) -> News {
-    let key = key(kind, &object);
-    let DynamicObject { metadata: meta, mut data, .. } = object;
+pub(super) fn seen(kind: Kind, raw: DynamicObject) -> News {
+    let key = key(kind, &raw);
+    let DynamicObject { metadata: meta, mut data, .. } = raw;
     let annotations = meta.annotations.unwrap_or_default();
     let ours: BTreeMap<_, _> = annotations.into_iter().filter(|(key, _)| key.starts_with("purelb.io/")).collect();
     // Of a Node all labels may be selected by; of the rest only a slice's lead somewhere.
@@ -327,12 +325,8 @@ pub(super) fn seen(kind: Kind, object: DynamicObject) -> News {
     }
     without_nulls(&mut data);
     let version = meta.resource_version.unwrap_or_default();
-    let found = object_of(kind, data);
+    let found = object(kind, data).map(|object| Arc::new(Found { object, origin: String::new() }));
     News::Seen(key, version, found)
-}
-
-fn object_of(kind: Kind, data: Value) -> Result<Arc<Found>, (String, String)> {
-    object(kind, data).map(|object| Arc::new(Found { object, origin: String::new() }))
 }
 
 /// To Kubernetes a field that is null is one that is not there.

@@ -4,15 +4,16 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{ObjectReference, Service};
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{DynamicObject, Patch, PatchParams};
-use kube::core::{ApiResource, GroupVersionKind};
+use kube::api::{Patch, PatchParams};
 use kube::runtime::events::{self, EventType, Recorder, Reporter};
 use kube::{Api, Client};
 use purelb_plan::alloc::claim::{Claim, Decision, Event};
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
 
+use super::watch::api;
 use crate::source::claim::ALLOCATED;
+use crate::source::parse::Kind;
 
 /// Whose fields the status of ServiceGroups is, as PureLB's allocator names itself.
 const MANAGER: &str = "purelb-allocator";
@@ -87,9 +88,7 @@ pub async fn service(client: Client, name: &str, patch: Value) -> Outcome {
 
 /// Writes the status of a ServiceGroup, all of it ours.
 pub async fn group(client: Client, namespace: &str, name: &str, status: &Value) -> Outcome {
-    let kind = GroupVersionKind::gvk("purelb.io", "v2", "ServiceGroup");
-    let resource = ApiResource::from_gvk_with_plural(&kind, "servicegroups");
-    let api: Api<DynamicObject> = Api::namespaced_with(client, namespace, &resource);
+    let api = api(&client, Kind::ServiceGroup, Some(namespace));
     let object =
         json!({"apiVersion": "purelb.io/v2", "kind": "ServiceGroup", "metadata": {"name": name}, "status": status});
     let (params, patch) = (PatchParams::apply(MANAGER).force(), Patch::Apply(object));
@@ -145,17 +144,16 @@ impl Events {
 
     /// About a Service.
     pub fn service(&self, name: &str, uid: &str, event: &Event) {
-        let kind = if event.warning { EventType::Warning } else { EventType::Normal };
-        self.publish(kind, event.reason, &event.message, ("v1", "Service", name, uid));
+        self.publish(event, ("v1", "Service", name, uid));
     }
 
     /// About a ServiceGroup.
     pub fn group(&self, name: &str, uid: &str, event: &Event) {
-        let kind = if event.warning { EventType::Warning } else { EventType::Normal };
-        self.publish(kind, event.reason, &event.message, ("purelb.io/v2", "ServiceGroup", name, uid));
+        self.publish(event, ("purelb.io/v2", "ServiceGroup", name, uid));
     }
 
-    fn publish(&self, type_: EventType, reason: &str, note: &str, about: (&str, &str, &str, &str)) {
+    fn publish(&self, event: &Event, about: (&str, &str, &str, &str)) {
+        let Event { warning, reason, message } = event;
         let (version, kind, name, uid) = about;
         let (namespace, name) = name.split_once('/').unwrap_or(("default", name));
         let about = ObjectReference {
@@ -167,10 +165,10 @@ impl Events {
             ..ObjectReference::default()
         };
         let event = events::Event {
-            type_,
-            reason: reason.to_owned(),
+            type_: if *warning { EventType::Warning } else { EventType::Normal },
+            reason: (*reason).to_owned(),
             // What is longer is refused.
-            note: Some(note.chars().take(1000).collect()),
+            note: Some(message.chars().take(1000).collect()),
             action: "Allocate".to_owned(),
             secondary: None,
         };
