@@ -99,6 +99,29 @@ pub struct Node {
     /// Silence of the agent after which the tables count as stale.
     #[arg(long, default_value = "5m", value_parser = duration)]
     pub heartbeat: u64,
+    /// Without a renewal of this node's Lease for so long other nodes take its local addresses.
+    #[arg(long, default_value = "10s", env = "PURELB_LEASE_DURATION", value_parser = lease_duration, value_name = "DURATION")]
+    pub lease_duration: u64,
+    /// How long local addresses stay after the agent was stopped for an upgrade.
+    #[arg(long, default_value = "60s", value_parser = lease_duration, value_name = "DURATION")]
+    pub lease_hold: u64,
+    /// What becomes of local addresses when the Lease cannot be renewed; hold: they stay, and another node may have them too.
+    #[arg(long, value_enum, default_value_t)]
+    pub on_api_loss: OnApiLoss,
+    /// Remote addresses are withdrawn when the API server was not heard for so long, while other nodes hear it (their
+    /// agents are asked, at this --port).
+    #[arg(long, default_value = "1m", value_parser = duration_or_off, value_name = "DURATION|off")]
+    pub deaf_after: OrOff,
+    /// How long an address that is withdrawn from the routers is served still.
+    #[arg(long, default_value = "3s", value_parser = duration, value_name = "DURATION")]
+    pub withdraw_wait: u64,
+    /// UID of the agent's pod.
+    #[arg(long, env = "PURELB_POD_UID", default_value = "", hide_default_value = true, value_name = "UID")]
+    pub pod_uid: String,
+    /// The DaemonSet that runs the agent: while it is being deleted what ends hands its local addresses over, where it would
+    /// keep them for an upgrade.
+    #[arg(long, env = "PURELB_DAEMONSET", value_name = "NAME")]
+    pub daemonset: Option<String>,
     #[command(flatten)]
     /// Metrics and health.
     pub http: Http,
@@ -176,6 +199,16 @@ pub struct Http {
     /// Its port; 0: none.
     #[arg(long, default_value_t = 7472)]
     pub port: u16,
+}
+
+/// What to do without renewals.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum OnApiLoss {
+    /// They are withdrawn.
+    #[default]
+    Withdraw,
+    /// They stay.
+    Hold,
 }
 
 /// Yes, no, or found out.
@@ -396,6 +429,14 @@ pub fn tcp_flags(text: &str) -> Result<u8, String> {
 /// What is wrong with it.
 pub fn duration_or_off(text: &str) -> Result<OrOff, String> {
     if text == "off" { Ok(OrOff::Off) } else { duration(text).map(OrOff::After) }
+}
+
+/// A duration of a Lease: two seconds at least, since its fence ends a second before.
+pub fn lease_duration(text: &str) -> Result<u64, String> {
+    match duration(text)? {
+        short @ 0..2000 => Err(format!("{short} ms is too short for a Lease: write 2s or more")),
+        long => Ok(long),
+    }
 }
 
 #[cfg(test)]

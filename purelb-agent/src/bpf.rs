@@ -4,6 +4,7 @@ mod apply;
 mod attach;
 mod events;
 mod explain;
+mod fence;
 mod load;
 mod maps;
 mod observe;
@@ -16,9 +17,11 @@ use std::path::{Path, PathBuf};
 pub use attach::{Links, UplinkStatus};
 pub use events::Events;
 pub use explain::ReadOnly;
+pub use fence::Fence;
 pub use load::{Programs, load, remove};
 pub use maps::{ClockReading, Maps};
 pub use sweep::{SWEEP, sweep};
+pub(crate) use sys::watch_descriptor;
 
 /// What can go wrong between us and the kernel.
 #[derive(Debug, thiserror::Error)]

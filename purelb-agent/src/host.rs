@@ -5,10 +5,12 @@ mod kube_proxy;
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use purelb_plan::problem::Problem;
 
 use crate::net::Uplink;
+use crate::net::local::Twin;
 
 pub use kernel::{PreflightError, preflight};
 pub use kube_proxy::KubeProxy;
@@ -24,6 +26,41 @@ pub fn check(uplinks: &[Uplink]) -> Vec<Problem> {
     out
 }
 
+/// Interfaces that answer ARP for local addresses of another one: the network hears two MAC addresses of this node.
+#[must_use]
+pub fn twins(twins: &[Twin]) -> Vec<Problem> {
+    let open = twins.iter().filter(|twin| answers_for_others(&twin.name));
+    open.map(|Twin { name, network, .. }| {
+        let field = conf(name, "arp_ignore");
+        let message =
+            format!("is 0: {name} is in {network} too, and answers ARP there for addresses of another interface");
+        problem(&field, &message, format!("sysctl -w {field}=1"))
+    })
+    .collect()
+}
+
+/// An interface answers ARP for addresses that are on others.
+#[must_use]
+pub fn answers_for_others(name: &str) -> bool {
+    ignores(Path::new(SYSCTL), name) == Some(0)
+}
+
+/// The larger one counts, as in the kernel.
+fn ignores(root: &Path, name: &str) -> Option<u32> {
+    let set = |interface| value(root, "net/ipv4/conf", interface, "arp_ignore");
+    Some(set("all")?.max(set(name)?))
+}
+
+/// `None`: there is no such setting, as for IPv6 where it is disabled. Dots in names of interfaces stay.
+fn value(root: &Path, group: &str, interface: &str, name: &str) -> Option<u32> {
+    fs::read_to_string(root.join(group).join(interface).join(name)).ok()?.trim().parse().ok()
+}
+
+/// As sysctl names it, which writes a dot of an interface's name as a slash.
+fn conf(interface: &str, setting: &str) -> String {
+    format!("net.ipv4.conf.{}.{setting}", interface.replace('.', "/"))
+}
+
 /// A name that no other process has, that of the host (in a pod: of the pod) in front.
 ///
 /// # Errors
@@ -31,6 +68,14 @@ pub fn check(uplinks: &[Uplink]) -> Vec<Problem> {
 pub fn identity() -> std::io::Result<String> {
     let read = |file: &str| fs::read_to_string(Path::new(SYSCTL).join("kernel").join(file));
     Ok(format!("{}_{}", read("hostname")?.trim(), read("random/uuid")?.trim()))
+}
+
+/// Since the machine started; nothing where that cannot be read.
+#[must_use]
+pub fn uptime() -> Duration {
+    let text = fs::read_to_string("/proc/uptime").unwrap_or_default();
+    let seconds = text.split_whitespace().next().and_then(|word| word.parse().ok());
+    seconds.map(Duration::from_secs_f64).unwrap_or_default()
 }
 
 /// The node's own ephemeral ports, first and last.
@@ -52,10 +97,7 @@ fn problem(field: &str, message: &str, remedy: String) -> Problem {
 }
 
 fn sysctls(root: &Path, uplinks: &[Uplink]) -> Vec<Problem> {
-    // `None`: there is no such setting, as for IPv6 where it is disabled. Dots in names of interfaces stay.
-    let value = |group: &str, interface: &str, name: &str| -> Option<u32> {
-        fs::read_to_string(root.join(group).join(interface).join(name)).ok()?.trim().parse().ok()
-    };
+    let value = |group: &str, interface: &str, name: &str| value(root, group, interface, name);
     let sysctl = |name: &str, value: u32| format!("sysctl -w {name}={value}");
     let mut out = Vec::new();
     let off = "is off: packets for pods are not forwarded";
@@ -81,8 +123,7 @@ fn sysctls(root: &Path, uplinks: &[Uplink]) -> Vec<Problem> {
         }
     }
     for name in uplinks.iter().map(|u| u.name.as_str()) {
-        // sysctl writes a dot of an interface's name as a slash.
-        let field = |setting: &str| format!("net.ipv4.conf.{}.{setting}", name.replace('.', "/"));
+        let field = |setting: &str| conf(name, setting);
         if v4 && value("net/ipv4/conf", name, "forwarding") == Some(0) {
             let field = field("forwarding");
             out.push(problem(&field, off, sysctl(&field, 1)));
@@ -117,6 +158,12 @@ mod tests {
             up: true,
             mac: None,
         };
+        assert_eq!(ignores(temp.path(), "eth0"), None);
+        set("net/ipv4/conf/all/arp_ignore", "0");
+        set("net/ipv4/conf/eth0/arp_ignore", "0");
+        assert_eq!(ignores(temp.path(), "eth0"), Some(0));
+        set("net/ipv4/conf/all/arp_ignore", "1");
+        assert_eq!(ignores(temp.path(), "eth0"), Some(1), "the larger one");
         let one = [uplink("eth0")];
         let two = [uplink("eth0"), uplink("eth1.5")];
         let fields = |uplinks: &[Uplink]| -> Vec<String> {

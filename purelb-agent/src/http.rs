@@ -1,4 +1,4 @@
-//! `/livez`, `/readyz` and `/metrics`, on PureLB's port.
+//! `/livez`, `/readyz`, `/hearz` and `/metrics`, on PureLB's port.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,12 +10,15 @@ use axum::routing::get;
 use prometheus_client::registry::Registry;
 
 use crate::args::Http;
+use crate::cluster::hearing::{self, Hearing};
 
 /// What the pages show; the roles of this process fill it before it is served.
 #[derive(Default)]
 pub struct Pages {
     /// Metrics; their names begin with `purelb_`.
     pub registry: Registry,
+    /// How a node hears the API server, for others that do not.
+    pub hearing: Option<Hearing>,
     checks: Vec<(&'static str, Arc<AtomicBool>)>,
 }
 
@@ -23,7 +26,7 @@ impl Pages {
     /// Nothing yet.
     #[must_use]
     pub fn new() -> Self {
-        Self { registry: Registry::with_prefix("purelb"), checks: Vec::new() }
+        Self { registry: Registry::with_prefix("purelb"), hearing: None, checks: Vec::new() }
     }
 
     /// Something that must be so before the process is ready.
@@ -57,21 +60,30 @@ pub async fn serve(pages: Pages, at: &Http) {
     let listener = match tokio::net::TcpListener::bind(address).await {
         Ok(listener) => listener,
         Err(error) => {
-            tracing::warn!(%address, %error, "no metrics and no health: choose another --port, or 0 for none");
+            tracing::warn!(op = "serveHTTP", %address, %error, "no metrics and no health: choose another --port, or 0 for none");
             return;
         }
     };
     let router = router(Arc::new(pages));
     tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).await {
-            tracing::error!(%error, "metrics and health ended");
+            tracing::error!(op = "serveHTTP", %error, "metrics and health ended");
         }
     });
 }
 
 fn router(pages: Arc<Pages>) -> Router {
     let metrics = Arc::clone(&pages);
+    let hearing = pages.hearing.clone();
     Router::new()
+        .route(
+            hearing::PAGE,
+            get(move || async move {
+                let none = (StatusCode::NOT_FOUND, "no API server is asked\n".to_owned());
+                let silence = |hearing: Hearing| (StatusCode::OK, format!("{}\n", hearing.silence().as_millis()));
+                hearing.map_or(none, silence)
+            }),
+        )
         .route("/livez", get(|| async { "ok\n" }))
         .route(
             "/readyz",

@@ -1,37 +1,47 @@
 //! The one owner of state: whatever happens means "look again", and looking again is reading what changed
 //! of source and host, planning, and applying. Every minute everything is read anew, the maps too.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use purelb_common::table::{CONFIG_KUBE_PROXY, TICK_SHIFT};
+use purelb_plan::announce::owner::Stop;
+use purelb_plan::announce::remote;
 use purelb_plan::apply::apply;
 use purelb_plan::observed::{Action, Observed};
 use purelb_plan::plan::{Planner, Settings, in_use};
 use purelb_plan::problem::Problem;
-use purelb_plan::world::{Datapath, Hook, Mode};
+use purelb_plan::world::{Announcing, Datapath, Hook, Mode};
 
+use crate::announcer::Ended;
 use crate::args::{Choice, Node};
 use crate::bpf::{BpfError, Links, Programs};
 use crate::cluster::watch::News;
 use crate::host::{self, KubeProxy};
-use crate::net::{self, NetError, Netlink};
+use crate::net::{self, NetError, Netlink, VipDevice};
 use crate::pulse;
-use crate::snapshot::{Publisher, Snapshot, Uplink};
+use crate::snapshot::{self, Publisher, Snapshot, Uplink};
 use crate::source::{Host, Look, Source};
 
 mod drain;
+mod linger;
+mod local;
+mod pace;
 
 use drain::Drain;
 pub use drain::QUIET;
+use linger::{Announced, Linger};
+use local::KUBE_PROXY_COMES;
+pub use local::Local;
+use pace::Pace;
 
 /// Everything is looked at this often even if nothing says that it changed...
 const POLL: Duration = Duration::from_secs(5);
-/// ... and the maps are read again this often, and what only time changes is looked at...
+/// ... and the maps are read again this often, and what only time changes is looked at; less often where that takes long.
 const RESYNC: Duration = Duration::from_secs(60);
-/// ... but less often where that takes long, since changes wait for it: so many times as long as it took.
-const REST: u32 = 200;
 
 /// Why the agent cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +52,9 @@ pub enum KeepError {
     /// The network side.
     #[error(transparent)]
     Net(#[from] NetError),
+    /// Local addresses.
+    #[error(transparent)]
+    Ended(#[from] Ended),
 }
 
 /// Holds everything that lives as long as the agent.
@@ -54,6 +67,10 @@ pub struct Keeper {
     /// The tables that are there now were planned by this agent.
     planned: bool,
     drain: Drain,
+    linger: Linger,
+    /// The device for remote addresses, and what was wanted of it.
+    vips: Option<(Wanted, VipDevice)>,
+    local: Local,
     programs: Programs,
     netlink: Netlink,
     network: Option<net::Snapshot>,
@@ -78,7 +95,13 @@ impl Keeper {
     ///
     /// # Errors
     /// The kernel or netlink refuses.
-    pub fn new(args: Node, source: Source, programs: Programs, ready: Arc<AtomicBool>) -> Result<Self, KeepError> {
+    pub fn new(
+        args: Node,
+        source: Source,
+        programs: Programs,
+        local: Local,
+        ready: Arc<AtomicBool>,
+    ) -> Result<Self, KeepError> {
         let netlink = Netlink::new()?;
         let (clock, config) = (programs.maps().clock()?, programs.maps().config()?);
         let settle = Duration::from_millis(args.settle / 2).max(Duration::from_secs(1));
@@ -90,6 +113,9 @@ impl Keeper {
             written: config.heartbeat_limit != 0 && programs.hang_somewhere(),
             planned: false,
             drain: Drain::No,
+            linger: Linger::new(Duration::from_millis(args.withdraw_wait)),
+            vips: None,
+            local,
             source,
             programs,
             netlink,
@@ -117,13 +143,23 @@ impl Keeper {
         }
     }
 
-    /// Resolves when the network changed.
+    /// Whether the watches of a cluster are to begin anew.
+    pub fn renews(&mut self) -> bool {
+        self.source.renews()
+    }
+
+    /// Resolves when the network, the election or the local addresses changed.
     ///
     /// # Errors
     /// Netlink is gone.
-    pub async fn network_changed(&mut self) -> Result<(), KeepError> {
-        self.netlink.changed().await?;
-        self.network = None;
+    pub async fn changed(&mut self) -> Result<(), KeepError> {
+        tokio::select! {
+            changed = self.netlink.changed() => {
+                changed?;
+                self.network = None;
+            }
+            changed = self.local.changed() => changed?,
+        }
         Ok(())
     }
 
@@ -172,6 +208,9 @@ impl Keeper {
         if matches!(self.drain, Drain::Since(_)) {
             self.polled.next = Instant::now() + drain::PACE;
         }
+        if let Some(next) = self.linger.next() {
+            self.polled.next = self.polled.next.min(next);
+        }
         Ok(())
     }
 
@@ -179,7 +218,7 @@ impl Keeper {
     fn look_at_pins(&self) -> Option<Problem> {
         let there = host::preflight(&self.args.instance.bpf_root).map_err(|e| e.to_string());
         let message = there.and_then(|()| self.programs.pin_again().map_err(|e| e.to_string())).err()?;
-        tracing::warn!("the pins are gone: {message}");
+        tracing::warn!(event = "pinsGone", error = message, "the pins are gone");
         Some(Problem {
             object: "pins".to_owned(),
             field: String::new(),
@@ -202,12 +241,19 @@ impl Keeper {
             self.publish(problems);
             return Ok(false);
         };
-        let network = match self.network.take() {
+        let announcing = self.source.world().and_then(|world| world.announcing.clone());
+        let current = |network: &net::Snapshot| network.of.0 == datapath && network.of.1 == announcing;
+        let network = match self.network.take().filter(current) {
             Some(network) => network,
-            None => self.netlink.snapshot(&datapath).await?,
+            None => {
+                // What is on the device may be other than it was left, too.
+                self.vips = self.vips.take().map(|(wanted, device)| (Wanted { seen: false, ..wanted }, device));
+                self.netlink.snapshot(&datapath, announcing.as_ref()).await?
+            }
         };
         problems.extend(network.problems.iter().cloned());
         problems.extend(host::check(&network.uplinks));
+        problems.extend(host::twins(&network.twins));
         let kube_proxy = self.kube_proxy.here();
         let observed = match self.observed.take() {
             Some(observed) => observed,
@@ -220,15 +266,34 @@ impl Keeper {
             Choice::No => false,
             Choice::Auto => kube_proxy && !self.written,
         };
-        self.source.host(&network.addresses, Host { kube_proxy, live, detached: self.drain == Drain::Over });
+        let host = Host { kube_proxy, live, detached: self.drain == Drain::Over };
+        let networks = net::local::subnets(&network.local);
+        self.source.host(&network.addresses, &networks, host);
         let Some(world) = self.source.world() else { return Ok(false) };
         let unread = world.unread;
         let milliticks = u32::try_from(self.ticks_per_1000s).unwrap_or(u32::MAX);
         let settings = Settings { settle: pulse::ticks(self.ticks_per_1000s, self.args.settle), milliticks };
-        let plan = self.planner.plan(world, &observed, self.programs.maps(), &settings, tick);
+        let announced = self.vips.as_ref().map(|(_, device)| device.addresses.clone()).unwrap_or_default();
+        let local = self.local.on(&network);
+        let served = self.linger.world(world, Announced { remote: &announced, local: &local }, Instant::now());
+        let (booting, mute) = (self.booting(kube_proxy), self.source.is_mute());
+        let mut addresses = remote::wanted(world);
+        // Ready means ready to forward; what is announced already is no news to anybody.
+        addresses.retain(|ip, _| !mute && (!booting || announced.contains_key(ip)));
+        let wanted = Wanted {
+            addresses,
+            device: announcing.map_or_else(|| Announcing::default().device, |announcing| announcing.device),
+            release: !unread && !booting,
+            seen: true,
+        };
+        let plan = self.planner.plan(&served, &observed, self.programs.maps(), &settings, tick);
         self.observed = self.carry_out(&plan.actions, observed, &mut problems);
         if self.observed.is_none() {
             self.planner.forget();
+        }
+        if !plan.actions.is_empty() && !plan.problems.is_empty() {
+            // What found no room may find what was let go of.
+            self.polled.next = self.polled.next.min(Instant::now() + POLL);
         }
         problems.extend(plan.problems);
         self.snapshot.services = plan.services;
@@ -252,17 +317,77 @@ impl Keeper {
             Drain::No => Links::AsSet,
         };
         let hung = self.attach(&network, &datapath, links);
+        let moved = self.announce(wanted, &mut problems).await?;
+        self.elect(&network, booting);
+        problems.extend(self.local.problems());
         problems.extend(self.attach_problems.iter().cloned());
         self.network = Some(network);
         self.publish(problems);
-        Ok(hung || !plan.actions.is_empty())
+        Ok(hung || moved || !plan.actions.is_empty())
+    }
+
+    /// Remote addresses, once the tables are right: whether anything was changed.
+    async fn announce(&mut self, wanted: Wanted, problems: &mut Vec<Problem>) -> Result<bool, KeepError> {
+        if let Some(next) = self.linger.next() {
+            self.polled.next = self.polled.next.min(next);
+        }
+        let fresh = match &self.vips {
+            Some((before, device)) => {
+                // Nothing is there and nothing shall be: that is not worth two lists at every look.
+                let idle = device.addresses.is_empty() && wanted.addresses.is_empty();
+                let same = Wanted { seen: before.seen || idle, ..before.clone() } == wanted;
+                same && device.problems.is_empty()
+            }
+            None => false,
+        };
+        if !fresh {
+            let device = self.netlink.announce(&wanted.device, &wanted.addresses, wanted.release).await?;
+            if device.changed {
+                let (addresses, iface) = (device.addresses.len(), &wanted.device);
+                tracing::info!(event = "announcingNonLocal", iface, addresses, "remote addresses changed");
+            }
+            self.vips = Some((wanted, device));
+        }
+        let Some((wanted, device)) = &mut self.vips else { return Ok(false) };
+        problems.extend(device.problems.iter().cloned());
+        self.snapshot.vip_device = (!device.kind.is_empty()).then(|| snapshot::VipDevice {
+            name: wanted.device.clone(),
+            kind: device.kind.clone(),
+            addresses: device.addresses.iter().map(|(ip, prefix)| format!("{ip}/{prefix}")).collect(),
+        });
+        Ok(!fresh && std::mem::take(&mut device.changed))
+    }
+
+    /// After boot kube-proxy may have no rules yet for what pods of other nodes answer.
+    fn booting(&self, kube_proxy: bool) -> bool {
+        matches!(self.source, Source::Cluster(_))
+            && !kube_proxy
+            && self.args.kube_proxy == Choice::Auto
+            && host::uptime() < KUBE_PROXY_COMES * 5
+            && self.started.elapsed() < KUBE_PROXY_COMES
+    }
+
+    /// Tells the election what there is, now that the tables are right, and Services who announces them.
+    fn elect(&mut self, network: &net::Snapshot, booting: bool) {
+        let hangs = |name: &str| {
+            self.drain == Drain::No && self.snapshot.uplinks.iter().any(|uplink| uplink.attached && uplink.name == name)
+        };
+        // Where another interface without a program answers for an address, only the address's own end is a fence.
+        let open = network.twins.iter().filter(|twin| !hangs(&twin.name) && host::answers_for_others(&twin.name));
+        let open: BTreeSet<u32> = open.map(|twin| twin.of).collect();
+        let fenced = network.uplinks.iter().filter(|link| hangs(&link.name) && !open.contains(&link.index));
+        let fenced = fenced.map(|link| link.index).collect();
+        let Some(world) = self.source.world() else { return };
+        self.local.wish(world, network, fenced, !booting);
+        self.local.say(world);
+        self.snapshot.election = Some(self.local.shown());
     }
 
     /// The maps after it, or `None` when a write was refused: then the next look reads and tries again.
     fn carry_out(&self, actions: &[Action], mut observed: Observed, problems: &mut Vec<Problem>) -> Option<Observed> {
         let mut refused = false;
         for action in actions {
-            tracing::debug!(?action, "apply");
+            tracing::debug!(op = "apply", ?action, "apply");
             match self.programs.maps().apply(action) {
                 Ok(()) => apply(&mut observed, action),
                 // A map that is full must not take the others' changes with it.
@@ -279,7 +404,7 @@ impl Keeper {
             }
         }
         if !actions.is_empty() {
-            tracing::info!(actions = actions.len(), "tables changed");
+            tracing::info!(event = "tablesChanged", actions = actions.len(), "tables changed");
         }
         (!refused).then_some(observed)
     }
@@ -291,7 +416,7 @@ impl Keeper {
         let in_use = || in_use(observed, maps, tick, quiet) > 0;
         let next = self.drain.next(off, self.programs.hang_somewhere(), Instant::now(), in_use);
         if next != self.drain {
-            tracing::info!(now = ?next, "datapath.mode");
+            tracing::info!(event = "datapathMode", now = ?next, "datapath.mode");
             self.drain = next;
             self.polled.next = Instant::now() + drain::PACE;
         }
@@ -328,8 +453,40 @@ impl Keeper {
 
     /// The last words, when the agent ends.
     pub async fn end(mut self) {
+        let leaves = self.source.world().is_some_and(|world| world.evicting || world.excluded);
+        let leaves = leaves || self.local.is_deleted().await;
+        let how = if leaves { Stop::HandOver } else { Stop::Hold };
+        tracing::info!(event = "leaveElection", ?how, "local addresses");
+        self.local.stop(how).await;
+        if leaves {
+            self.leave().await;
+        }
         self.publisher.end(&self.snapshot).await;
     }
+}
+
+impl Keeper {
+    /// Withdraws the remote addresses, and serves them until the routers know. The data path goes on after that, too.
+    async fn leave(&mut self) {
+        let Some((wanted, device)) = self.vips.take() else { return };
+        if !device.addresses.is_empty() {
+            match self.netlink.announce(&wanted.device, &BTreeMap::new(), true).await {
+                Ok(_) => tokio::time::sleep(self.linger.time).await,
+                Err(error) => tracing::warn!(op = "withdrawRemote", %error, "remote addresses stay"),
+            }
+        }
+    }
+}
+
+/// What the device for remote addresses should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Wanted {
+    addresses: BTreeMap<IpAddr, u8>,
+    device: String,
+    /// What is not wanted may go.
+    release: bool,
+    /// It was not read since the network changed.
+    seen: bool,
 }
 
 /// What [`Keeper::attach`] last made so.
@@ -339,22 +496,4 @@ struct Hung {
     exits: Vec<net::Uplink>,
     hook: Hook,
     links: Links,
-}
-
-/// When something that is done again and again is due.
-#[derive(Debug)]
-struct Pace {
-    next: Instant,
-}
-
-impl Pace {
-    fn new(first: Duration) -> Self {
-        Self { next: Instant::now() + first }
-    }
-
-    /// It was done from `begin` until now.
-    fn ended(&mut self, begin: Instant, usual: Duration) {
-        let now = Instant::now();
-        self.next = now + usual.max(now.duration_since(begin) * REST);
-    }
 }

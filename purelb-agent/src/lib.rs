@@ -2,6 +2,7 @@
 //! shells write it.
 
 pub mod allocator;
+pub mod announcer;
 pub mod args;
 pub mod bpf;
 pub mod cluster;
@@ -10,6 +11,7 @@ pub mod host;
 pub mod http;
 pub mod keeper;
 pub mod lock;
+pub mod log;
 pub mod metrics;
 pub mod net;
 pub mod pulse;

@@ -98,8 +98,8 @@ fn same(folder: &File, root: &Path) -> bool {
     id(folder.metadata()) == id(fs::metadata(root))
 }
 
-/// From `/proc/locks`: `1: FLOCK  ADVISORY  WRITE 15604 00:27:648486 0 EOF`, the device in hexadecimal.
-fn pid(folder: &File) -> Option<u32> {
+/// Who has a file locked, unless that is out of sight. From `/proc/locks`: `1: FLOCK  ADVISORY  WRITE 15604 00:27:648486 0 EOF`, the device in hexadecimal.
+pub(crate) fn pid(folder: &File) -> Option<u32> {
     let meta = folder.metadata().ok()?;
     let (major, minor) = (nix::sys::stat::major(meta.dev()), nix::sys::stat::minor(meta.dev()));
     let file = format!("{major:02x}:{minor:02x}:{}", meta.ino());

@@ -1,13 +1,23 @@
-//! The host's network as the agent needs it, by rtnetlink; read only.
+//! The host's network by rtnetlink: read as the agent needs it; written are the device for remote addresses, and local
+//! addresses where the election says so.
 
+mod address;
+pub mod local;
+mod local_addresses;
+pub mod neighbour;
 mod observe;
+mod removal;
+mod vip_device;
 mod watch;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use purelb_plan::problem::Problem;
+use purelb_plan::world::{Announcing, Datapath};
 
+pub use local_addresses::{Added, Placing, Present, in_front};
+pub use vip_device::VipDevice;
 pub use watch::Netlink;
 
 /// An interface that packets for VIPs arrive by.
@@ -35,10 +45,18 @@ pub struct Snapshot {
     pub uplinks: Vec<Uplink>,
     /// Other interfaces with a route through a gateway: replies may leave by them.
     pub exits: Vec<Uplink>,
-    /// The host's own permanent addresses.
+    /// The host's own addresses.
     pub addresses: BTreeSet<IpAddr>,
+    /// Local addresses that we put on interfaces.
+    pub held: BTreeSet<IpAddr>,
+    /// Networks of the interfaces that local addresses go on (`LBNodeAgent.spec.local`).
+    pub local: local::Networks,
+    /// Interfaces that are in one of those networks beside the one that has it.
+    pub twins: Vec<local::Twin>,
     /// Faults of `datapath.interfaces`.
     pub problems: Vec<Problem>,
+    /// The settings that it was looked at with: with others it is another one.
+    pub of: (Datapath, Option<Announcing>),
 }
 
 /// Netlink did not answer.

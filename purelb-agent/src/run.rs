@@ -5,20 +5,26 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use kube::Client;
+use purelb_plan::announce::owner::OnApiLoss;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::allocator::{Figures, cluster, folder};
-use crate::args::{Allocation, Allocator, Args, Command, LogFormat, Node, Place, Standalone, folders, place};
+use crate::announcer::{self, Announcer};
+use crate::args::{Allocation, Allocator, Args, Command, Node, Place, Standalone, folders, place};
 use crate::cluster::connect::{self, Connection};
+use crate::cluster::daemon_set::DaemonSet;
+use crate::cluster::hearing::Hearing;
+use crate::cluster::slots::Slots;
 use crate::cluster::{Cluster, watch as watches};
 use crate::http::{self, Pages};
-use crate::keeper::Keeper;
-use crate::metrics::DataPath;
+use crate::keeper::{Keeper, Local};
+use crate::metrics::{Announcing, DataPath};
 use crate::source::watch::{Notice, Watch};
 use crate::source::{Folder, Look, Source};
-use crate::{bpf, commands, host, lock, snapshot};
+use crate::{args, bpf, commands, host, lock, log, snapshot};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/purelb-ebpf.o"));
 
@@ -33,7 +39,7 @@ pub fn main(args: Args) -> ExitCode {
     match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            tracing::error!("{error:#}");
+            tracing::error!(op = "run", error = format!("{error:#}"), "ended");
             commands::complain(&format!("purelb-agent: {error:#}"));
             ExitCode::from(1)
         }
@@ -43,15 +49,15 @@ pub fn main(args: Args) -> ExitCode {
 async fn run(command: Command) -> anyhow::Result<u8> {
     match command {
         Command::Node(args) => {
-            log(args.log_format);
+            log::begin(args.log_format);
             node(args, Pages::new()).await.map(|()| 0)
         }
         Command::Allocator(args) => {
-            log(args.log_format);
+            log::begin(args.log_format);
             allocator(args).await.map(|()| 0)
         }
         Command::Standalone(Standalone { node: args, allocation }) => {
-            log(args.log_format);
+            log::begin(args.log_format);
             let (source, state) = (args.source.clone(), args.state.clone());
             let mut pages = Pages::new();
             let figures = Figures::new(&mut pages);
@@ -68,16 +74,6 @@ async fn run(command: Command) -> anyhow::Result<u8> {
         Command::Explain(q) => Ok(commands::explain::run(&q)),
         Command::Drops(q) => Ok(commands::drops::run(&q).await),
         Command::Cleanup(q) => commands::cleanup::run(&q).await,
-    }
-}
-
-fn log(format: LogFormat) {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| "info,kube_client=off,kube_runtime=off".into());
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match format {
-        LogFormat::Text => log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
-        LogFormat::Json => log.json().init(),
     }
 }
 
@@ -108,7 +104,7 @@ async fn allocator(args: Allocator) -> anyhow::Result<()> {
     }
     stop.send_replace(true);
     work.await;
-    tracing::info!("stopped");
+    tracing::info!(event = "shutdown", "stopped");
     Ok(())
 }
 
@@ -128,7 +124,7 @@ async fn allocate(
 /// What tells a node that its source changed.
 enum Feed {
     Folder(Watch),
-    Cluster(watches::Feed),
+    Cluster(watches::Feed, Client),
 }
 
 /// What it told.
@@ -145,7 +141,7 @@ impl Feed {
                 Some(notice) => Heard::Notice(notice),
                 None => std::future::pending().await,
             },
-            Self::Cluster(feed) => Heard::News(feed.next().await),
+            Self::Cluster(feed, _) => Heard::News(feed.next().await),
         }
     }
 
@@ -153,7 +149,7 @@ impl Feed {
     async fn take(&mut self, heard: Heard, keeper: &mut Keeper) -> Look {
         match (self, heard) {
             (Self::Folder(watch), Heard::Notice(notice)) => watch.burst(notice).await,
-            (Self::Cluster(feed), Heard::News(mut news)) => {
+            (Self::Cluster(feed, _), Heard::News(mut news)) => {
                 feed.burst(&mut news).await;
                 keeper.hear(news);
                 Look::All
@@ -163,22 +159,36 @@ impl Feed {
     }
 
     /// Whether the source is another one than before.
-    fn follow(&mut self) -> bool {
+    fn follow(&mut self, keeper: &mut Keeper) -> bool {
         match self {
             Self::Folder(watch) => watch.follow(),
-            Self::Cluster(_) => false,
+            Self::Cluster(feed, client) => {
+                if keeper.renews() {
+                    *feed = watches::Feed::new(client, &watches::of_node());
+                }
+                false
+            }
         }
     }
 }
 
 /// The source of a node, still being read, and what tells of its changes.
-async fn source(args: &Node) -> anyhow::Result<(JoinHandle<Source>, Feed)> {
+async fn source(args: &Node, pages: &mut Pages) -> anyhow::Result<(JoinHandle<Source>, Feed)> {
     match place(&args.source, args.state.clone())? {
         Place::Kube => {
-            let client = connect::connect(&args.kube).await?.client;
-            let kinds = watches::of_node();
-            let source = Source::Cluster(Box::new(Cluster::new(&args.node_name, &kinds)));
-            Ok((tokio::spawn(std::future::ready(source)), Feed::Cluster(watches::Feed::new(&client, &kinds))))
+            let Connection { client, namespace, installed } = connect::connect(&args.kube).await?;
+            let (kinds, install) = (watches::of_node(), installed.then_some(namespace));
+            let hearing = match args.deaf_after {
+                args::OrOff::After(after) => {
+                    Some(Hearing::start(client.clone(), Duration::from_millis(after), args.http.port))
+                }
+                args::OrOff::Off => None,
+            };
+            pages.hearing.clone_from(&hearing);
+            let cluster = Cluster::new(&args.node_name, &kinds, install).with_hearing(hearing);
+            let feed = watches::Feed::new(&client, &kinds);
+            let source = Source::Cluster(Box::new(cluster));
+            Ok((tokio::spawn(std::future::ready(source)), Feed::Cluster(feed, client)))
         }
         Place::Folder(folder, state) => {
             let mut source = Folder::new(&folder, &state, &args.node_name);
@@ -192,6 +202,32 @@ async fn source(args: &Node) -> anyhow::Result<(JoinHandle<Source>, Feed)> {
     }
 }
 
+/// This node's part in who answers for local addresses.
+async fn local(args: &Node, metrics: Announcing) -> anyhow::Result<Local> {
+    let (place, slots, runs) = match place(&args.source, args.state.clone())? {
+        Place::Kube => {
+            let Connection { client, namespace, .. } = connect::connect(&args.kube).await?;
+            let named = args.daemonset.as_ref().filter(|name| !name.is_empty());
+            let runs = named.map(|name| DaemonSet::new(client.clone(), &namespace, name));
+            (announcer::Place::Kube(args.kube.clone()), Some(Slots::new(client, &args.node_name)), runs)
+        }
+        Place::Folder(_, state) => (announcer::Place::Folder(state), None, None),
+    };
+    let settings = announcer::Settings {
+        node: args.node_name.clone(),
+        instance: args.pod_uid.clone(),
+        place,
+        duration: args.lease_duration,
+        hold: args.lease_hold.max(args.lease_duration),
+        on_api_loss: match args.on_api_loss {
+            args::OnApiLoss::Withdraw => OnApiLoss::Withdraw,
+            args::OnApiLoss::Hold => OnApiLoss::Hold,
+        },
+        bpf_root: args.instance.bpf_root.clone(),
+    };
+    Ok(Local::new(Announcer::start(settings, &metrics)?, slots, runs, metrics))
+}
+
 async fn node(args: Node, mut pages: Pages) -> anyhow::Result<()> {
     if OBJECT.is_empty() {
         bail!("built without the eBPF object: run `cargo xtask build-ebpf`, then build the agent again");
@@ -199,16 +235,18 @@ async fn node(args: Node, mut pages: Pages) -> anyhow::Result<()> {
     host::preflight(&args.instance.bpf_root)?;
     let mut lock = lock::take(&args.instance.bpf_root)?;
     if let Err(error) = snapshot::begin(&args.instance.bpf_root) {
-        tracing::warn!(%error, "cannot write the status file");
+        tracing::warn!(op = "writeSnapshot", %error, "cannot write the status file");
     }
     let root = args.instance.bpf_root.clone();
     // The verifier takes its time, and so do thousands of files: both at once.
-    let (reading, mut feed) = source(&args).await?;
+    let (reading, mut feed) = source(&args, &mut pages).await?;
     let programs = bpf::load(&root, OBJECT).context("load the data path")?;
     let (ready, http) = (pages.check("this node's tables"), args.http);
     pages.registry.register_collector(Box::new(DataPath::new(&root)));
+    let announcing = Announcing::new(&mut pages.registry);
     http::serve(pages, &http).await;
-    let mut keeper = Keeper::new(args, reading.await?, programs, ready)?;
+    let local = local(&args, announcing).await?;
+    let mut keeper = Keeper::new(args, reading.await?, programs, local, ready)?;
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut beat = tokio::time::interval(Duration::from_secs(1));
     let mut sweep = tokio::time::interval(bpf::SWEEP);
@@ -218,7 +256,7 @@ async fn node(args: Node, mut pages: Pages) -> anyhow::Result<()> {
             _ = int.recv() => break,
             _ = beat.tick() => {
                 keeper.beat()?;
-                if feed.follow() {
+                if feed.follow(&mut keeper) {
                     keeper.look(&Look::All).await?;
                 }
             }
@@ -232,7 +270,7 @@ async fn node(args: Node, mut pages: Pages) -> anyhow::Result<()> {
                 let root = root.clone();
                 move || bpf::sweep(&root)
             })),
-            changed = keeper.network_changed() => { changed?; keeper.look(&Look::default()).await?; }
+            changed = keeper.changed() => { changed?; keeper.look(&Look::default()).await?; }
             heard = feed.next() => {
                 let look = feed.take(heard, &mut keeper).await;
                 if !look.is_empty() {
@@ -242,6 +280,6 @@ async fn node(args: Node, mut pages: Pages) -> anyhow::Result<()> {
         }
     }
     keeper.end().await;
-    tracing::info!("stopped; the data path goes on");
+    tracing::info!(event = "shutdown", "stopped; the data path goes on");
     Ok(())
 }

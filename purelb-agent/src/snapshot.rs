@@ -1,5 +1,6 @@
 //! What the agent last knew, as a file, so that the commands answer while it is down too.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
@@ -25,6 +26,32 @@ pub struct Uplink {
     pub attached: bool,
 }
 
+/// The device for remote addresses.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct VipDevice {
+    /// Interface.
+    pub name: String,
+    /// `dummy`, or `ifb` where the kernel has no dummy devices.
+    pub kind: String,
+    /// Ours on it, with their prefix lengths.
+    pub addresses: Vec<String>,
+}
+
+/// Local addresses, and the election of who answers for them.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Election {
+    /// How far this node is: looking, entering, in, leaving, refused.
+    pub phase: String,
+    /// Nodes that live, this one among them.
+    pub members: usize,
+    /// Those of them that run PureLB's agent.
+    pub purelbs: usize,
+    /// Networks in which this node stands.
+    pub subnets: Vec<String>,
+    /// What it has, with the interface.
+    pub addresses: BTreeMap<String, String>,
+}
+
 /// One moment of the agent.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Snapshot {
@@ -36,6 +63,10 @@ pub struct Snapshot {
     pub pid: u32,
     /// Uplinks.
     pub uplinks: Vec<Uplink>,
+    /// The device for remote addresses, if there is one.
+    pub vip_device: Option<VipDevice>,
+    /// Local addresses.
+    pub election: Option<Election>,
     /// Faults.
     pub problems: Vec<Problem>,
     /// Services.
@@ -136,7 +167,7 @@ fn write_if_new(root: &Path, snapshot: &Snapshot, written: &[u8]) -> Vec<u8> {
     if text != written
         && let Err(error) = replace(root, &text)
     {
-        tracing::warn!(%error, "cannot write the status file");
+        tracing::warn!(op = "writeSnapshot", %error, "cannot write the status file");
         return Vec::new();
     }
     text

@@ -23,6 +23,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use purelb_plan::problem::Problem;
 use purelb_plan::world::World;
 
@@ -75,11 +76,11 @@ impl Source {
         }
     }
 
-    /// What the host says of itself, its own addresses beside it.
-    pub fn host(&mut self, addresses: &BTreeSet<IpAddr>, host: Host) {
+    /// What the host says of itself, its own addresses and the networks for local ones beside it.
+    pub fn host(&mut self, addresses: &BTreeSet<IpAddr>, local_networks: &BTreeSet<IpNet>, host: Host) {
         match self {
-            Self::Folder(folder) => folder.converter.host(addresses, host),
-            Self::Cluster(cluster) => cluster.converter.host(addresses, host),
+            Self::Folder(folder) => folder.converter.host(addresses, local_networks, host),
+            Self::Cluster(cluster) => cluster.converter.host(addresses, local_networks, host),
         }
     }
 
@@ -90,6 +91,20 @@ impl Source {
             Self::Folder(folder) => folder.world(),
             Self::Cluster(cluster) => cluster.world(),
         }
+    }
+
+    /// Whether what tells of its changes is to begin anew.
+    pub fn renews(&mut self) -> bool {
+        match self {
+            Self::Folder(_) => false,
+            Self::Cluster(cluster) => cluster.renews(),
+        }
+    }
+
+    /// What it knows is too old to be said to routers.
+    #[must_use]
+    pub fn is_mute(&self) -> bool {
+        matches!(self, Self::Cluster(cluster) if cluster.is_mute())
     }
 
     /// What is wrong with files and objects now.
@@ -114,7 +129,7 @@ impl Folder {
     /// Nothing is read yet. The state folder may lie inside `root`.
     #[must_use]
     pub fn new(root: &Path, state: &Path, node: &str) -> Self {
-        let converter = convert::Converter::new(node, convert::Whose::OfClass);
+        let converter = convert::Converter::new(node, convert::Whose::OfClass, None);
         Self { dir: dir::Dir::new(root, state), state: state::State::new(state), converter }
     }
 

@@ -5,6 +5,7 @@
 //! cannot be read before the destination address is known is simply not ours.
 
 use crate::hash::Address;
+use crate::neighbour::{self, SOLICITATION};
 use crate::verdict::Reason;
 
 /// The frame, wherever it lies. In the kernel each `load` is one bounds check the verifier follows.
@@ -86,8 +87,8 @@ pub struct Network {
 pub trait Ip: Address {
     /// Ethertype.
     const ETHERTYPE: u16;
-    /// False only when the packet is certainly no TCP SYN; most packets are told by two bytes.
-    fn maybe_syn<F: Frame + ?Sized>(frame: &F, at: usize) -> bool;
+    /// False only when the packet is certainly neither a TCP SYN nor a neighbour solicitation; most are told by two bytes.
+    fn noteworthy<F: Frame + ?Sized>(frame: &F, at: usize) -> bool;
     /// Source and destination address.
     fn addresses<F: Frame + ?Sized>(frame: &F, at: usize) -> Option<(Self, Self)>;
     /// The rest of the network header.
@@ -95,6 +96,8 @@ pub trait Ip: Address {
     /// # Errors
     /// The reason to drop it when it is for a VIP.
     fn network<F: Frame + ?Sized>(frame: &F, at: usize) -> Result<Network, Reason>;
+    /// Target of a neighbour solicitation; IPv4 has none (see [`neighbour::arp`]).
+    fn solicited<F: Frame + ?Sized>(frame: &F, n: &Network) -> Option<Self>;
 }
 
 /// A flag byte says SYN without ACK.
@@ -107,7 +110,7 @@ impl Ip for [u8; 4] {
     const ETHERTYPE: u16 = 0x0800;
 
     #[inline(always)]
-    fn maybe_syn<F: Frame + ?Sized>(frame: &F, at: usize) -> bool {
+    fn noteworthy<F: Frame + ?Sized>(frame: &F, at: usize) -> bool {
         match frame.load::<10>(at) {
             Some([0x45, .., TCP]) => is_syn(frame.load(at + 33)),
             Some([.., TCP]) => true,
@@ -142,16 +145,22 @@ impl Ip for [u8; 4] {
             hop_limit: ttl,
         })
     }
+
+    #[inline(always)]
+    fn solicited<F: Frame + ?Sized>(_: &F, _: &Network) -> Option<Self> {
+        None
+    }
 }
 
 impl Ip for [u8; 16] {
     const ETHERTYPE: u16 = 0x86dd;
 
     #[inline(always)]
-    fn maybe_syn<F: Frame + ?Sized>(frame: &F, at: usize) -> bool {
+    fn noteworthy<F: Frame + ?Sized>(frame: &F, at: usize) -> bool {
         match frame.load::<1>(at + 6) {
             Some([TCP]) => is_syn(frame.load(at + 53)),
             Some([0 | 43 | 44 | 60]) => true,
+            Some([ICMPV6]) => frame.load(at + 40) == Some([SOLICITATION]),
             _ => false,
         }
     }
@@ -202,6 +211,11 @@ impl Ip for [u8; 16] {
             }
         }
         if matches!(n.proto, 0 | 43 | 44 | 60) { Err(Reason::Malformed) } else { Ok(n) }
+    }
+
+    #[inline(always)]
+    fn solicited<F: Frame + ?Sized>(frame: &F, n: &Network) -> Option<Self> {
+        neighbour::solicitation(frame, n)
     }
 }
 

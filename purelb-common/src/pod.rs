@@ -15,7 +15,20 @@ macro_rules! pod {
     )*};
 }
 
-pod!(t::Config, t::Vip, t::Service, t::Slot, t::Pin, t::Affinity, t::Stats, t::Event, t::Uplink, t::Owner, t::Clock);
+pod!(
+    t::Config,
+    t::Fence,
+    t::Vip,
+    t::Service,
+    t::Slot,
+    t::Pin,
+    t::Affinity,
+    t::Stats,
+    t::Event,
+    t::Uplink,
+    t::Owner,
+    t::Clock
+);
 macro_rules! family {
     ($($a:ty),*) => {$(
         pod!(

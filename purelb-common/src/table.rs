@@ -73,6 +73,19 @@ pub const CONFIG_REVSVC: u32 = 1;
 /// `CONFIG.flags`: kube-proxy serves the node too, and keeps what passes to it while the tables are stale.
 pub const CONFIG_KUBE_PROXY: u32 = 2;
 
+/// `FENCE`, one element: until when this node answers for local VIPs, whatever becomes of the agent. Both are nanoseconds of
+/// `CLOCK_BOOTTIME`. Each word is stored at once; an old one beside a new one says no more than either pair does. All 0: never
+/// written, nothing is fenced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Fence {
+    /// Later, ARP requests and neighbour solicitations for local VIPs are dropped...
+    pub until: u64,
+    /// ... but no longer from here on, when no address that the agent added can still be on an interface: then they
+    /// are another's, as after a way back to PureLB.
+    pub over: u64,
+}
+
 /// `VIPS4`/`VIPS6`, keyed by the address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
@@ -85,6 +98,13 @@ pub const VIP_UNKNOWN_PASS: u32 = 1;
 
 /// `VIPS.flags`: a Service has a protocol that is neither TCP nor UDP (SCTP): such packets pass.
 pub const VIP_OTHER_PROTOCOLS: u32 = 2;
+
+/// `VIPS.flags`: a local address: the one node that owns it answers ARP requests and neighbour solicitations for it, while
+/// [`Fence`] lets it.
+pub const VIP_LOCAL: u32 = 4;
+
+/// `VIPS.flags`: announced by routing: nobody answers ARP requests and neighbour solicitations for it.
+pub const VIP_REMOTE: u32 = 8;
 
 /// Element of `VIP_INDEX4`/`VIP_INDEX6`, at [`crate::hash::vip_bit`] of the address: the flags of one of the VIPs
 /// that share the bit without a look-up in `VIPS`, which has them all.
@@ -414,7 +434,7 @@ pub struct Event {
     pub reason: u32,
     /// 4 or 6.
     pub family: u16,
-    /// IP protocol.
+    /// IP protocol, or the ethertype of ARP.
     pub proto: u16,
     /// Interface index of the uplink.
     pub ifindex: u32,
@@ -446,7 +466,9 @@ pub struct Clock {
 
 const _: () = {
     assert!(size_of::<ServiceKey<[u8; 4]>>() == 8 && size_of::<ServiceKey<[u8; 16]>>() == 20);
-    assert!(size_of::<Service>() == 32 && size_of::<Config>() == 56 && size_of::<Slot>() == 8);
+    assert!(
+        size_of::<Fence>() == 16 && size_of::<Service>() == 32 && size_of::<Config>() == 56 && size_of::<Slot>() == 8
+    );
     assert!(size_of::<FlowKey<[u8; 4]>>() == 16 && size_of::<FlowKey<[u8; 16]>>() == 40);
     assert!(size_of::<ReplyKey<[u8; 4]>>() == 16 && size_of::<ReplyKey<[u8; 16]>>() == 40);
     assert!(size_of::<Reply<[u8; 4]>>() == 20 && size_of::<Reply<[u8; 16]>>() == 32);

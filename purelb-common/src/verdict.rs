@@ -10,7 +10,7 @@ pub enum Reason {
     Forwarded = 1,
     /// The slot says PASS: left to kube-proxy untouched (Cluster policy, hand-over).
     PassedToProxy = 2,
-    /// NDP, ICMP, other protocols towards a VIP: never judged, passed.
+    /// ARP, NDP, ICMP, other protocols towards a VIP, when nothing below is said of them: passed.
     PassedProtocol = 3,
     /// Reply to a connection that the node itself opened from the VIP: passed.
     PassedOwn = 4,
@@ -48,10 +48,14 @@ pub enum Reason {
     IcmpType = 20,
     /// Egress only: not a reply of ours, untouched.
     NotReply = 21,
+    /// ARP request or neighbour solicitation for a remote VIP, which nobody answers for on a link: dropped.
+    RemoteAddress = 22,
+    /// The same for a local VIP when this node's right to answer has run out (`FENCE`), or it never had one: dropped.
+    Fenced = 23,
 }
 
 /// How many reasons there are; the length of the map `REASONS`.
-pub const REASONS: usize = 22;
+pub const REASONS: usize = 24;
 
 /// What the kernel does with the packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +110,8 @@ impl Reason {
         Self::Fragment,
         Self::IcmpType,
         Self::NotReply,
+        Self::RemoteAddress,
+        Self::Fenced,
     ];
 
     /// The name that CLI, metrics and docs use.
@@ -134,6 +140,8 @@ impl Reason {
             Self::Fragment => "fragment",
             Self::IcmpType => "icmp-type",
             Self::NotReply => "not-reply",
+            Self::RemoteAddress => "remote-address",
+            Self::Fenced => "fenced",
         }
     }
 
@@ -150,7 +158,9 @@ impl Reason {
             | Self::TupleCollision
             | Self::OverBudget
             | Self::Fragment
-            | Self::IcmpType => Action::Drop,
+            | Self::IcmpType
+            | Self::RemoteAddress
+            | Self::Fenced => Action::Drop,
             _ => Action::Pass,
         }
     }

@@ -3,12 +3,12 @@
 use core::ptr::{read_volatile, write_volatile};
 
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, lpm_trie::Key};
-use aya_ebpf::helpers::bpf_jiffies64;
+use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_boot_ns};
 use aya_ebpf::macros::btf_map;
 use purelb_common::decide::{Tables, stale};
 use purelb_common::hash::{self, Address};
 use purelb_common::table::{
-    Affinity, AffinityKey, Clock, Config, ENDPOINT_IDS, Endpoint, Event, FlowKey, Owner, Pin, RangeKey, Reply,
+    Affinity, AffinityKey, Clock, Config, ENDPOINT_IDS, Endpoint, Event, Fence, FlowKey, Owner, Pin, RangeKey, Reply,
     ReplyKey, Rev, RevKey, SERVICE_IDS, SLOTS as SLOT_COUNT, SLOTS_PER_ELEMENT, Service, ServiceKey, Slot, Stats,
     TICK_SHIFT, UPLINKS as UPLINK_COUNT, Uplink, VIP_BITS, VIP_COUNT, VIP_HERE, Vip, VipAt,
 };
@@ -17,7 +17,7 @@ use purelb_common::verdict::REASONS as REASON_COUNT;
 type V4 = [u8; 4];
 type V6 = [u8; 16];
 
-/// `BPF_F_MMAPABLE`: the agent stores slots by single aligned stores.
+/// `BPF_F_MMAPABLE`: the agent stores slots and the fence by single aligned stores.
 const MMAPABLE: usize = 1 << 10;
 const FLOWS: usize = 1 << 18;
 const UDP_FLOWS: usize = 1 << 17;
@@ -32,6 +32,8 @@ pub struct Budget {
 
 #[btf_map]
 static CONFIG: Array<Config, 1, 0> = Array::new();
+#[btf_map]
+static FENCE: Array<Fence, 1, MMAPABLE> = Array::new();
 #[btf_map]
 static CLOCK: Array<Clock, 1, 0> = Array::new();
 #[btf_map]
@@ -341,6 +343,16 @@ pub fn read_clock() {
     let (jiffies, nanoseconds) = unsafe { (bpf_jiffies64(), aya_ebpf::helpers::bpf_ktime_get_ns()) };
     // SAFETY: the map's only element.
     unsafe { ((*clock).jiffies, (*clock).nanoseconds) = (jiffies, nanoseconds) };
+}
+
+/// The fence is down: nobody is answered who asks for a local VIP.
+#[inline(always)]
+pub fn fenced() -> bool {
+    let Some(fence) = FENCE.get_ptr_mut(0) else { return false };
+    // SAFETY: two aligned words of the map's only element, each of which the agent stores at once.
+    let (until, over) = unsafe { (read_volatile(&raw const (*fence).until), read_volatile(&raw const (*fence).over)) };
+    // SAFETY: a helper without arguments.
+    Fence { until, over }.is_down(unsafe { bpf_ktime_get_boot_ns() })
 }
 
 /// The tables count as stale (D17).

@@ -2,6 +2,7 @@
 
 use aya_ebpf::programs::TcContext;
 use purelb_common::decide::{self, FRAGMENT, Flow, Tables, Verdict};
+use purelb_common::neighbour;
 use purelb_common::parse::{self, ACK, Frame as _, Ip, Network, SYN, TCP, UDP};
 use purelb_common::reply;
 use purelb_common::table::{Endpoint, Event, ReplyKey, Service, VIP_OTHER_PROTOCOLS};
@@ -16,6 +17,7 @@ pub fn ingress<P: Packet>(packet: &P) -> Action {
     match parse::ethernet(packet) {
         Some((<[u8; 4] as Ip>::ETHERTYPE, at)) => family::<[u8; 4], P>(packet, at),
         Some((<[u8; 16] as Ip>::ETHERTYPE, at)) => family::<[u8; 16], P>(packet, at),
+        Some((neighbour::ARP, at)) => action(arp(packet, at)).unwrap_or_else(not_vip),
         _ => not_vip(),
     }
 }
@@ -32,48 +34,87 @@ where
     Maps: Tables<A, Service = &'static Service, Endpoint = &'static Endpoint<A>>,
 {
     let Some((_, vip)) = A::addresses(packet, at) else { return not_vip() };
-    if maps::maybe_vip(vip) {
-        match vip_packet::<A, P>(packet, at) {
-            PASS => return Action::Pass,
-            DROP => return Action::Drop,
-            _ => {}
-        }
+    if maps::maybe_vip(vip)
+        && let Some(action) = action(vip_packet::<A, P>(packet, at))
+    {
+        return action;
     }
-    if A::maybe_syn(packet, at) {
-        direct::<A, P>(packet, at);
+    if A::noteworthy(packet, at)
+        && let Some(action) = action(noted::<A, P>(packet, at))
+    {
+        return action;
     }
     not_vip()
 }
 
-/// Traffic that is not for a VIP leaves untouched; a SYN for an endpoint's own address is remembered (4.3).
+/// Traffic that is not for a VIP leaves untouched; a SYN for an endpoint's own address is remembered (4.3), and who asks
+/// the link for a VIP does so by an address that many share.
 #[inline(never)]
-fn direct<A: Ip + Family, P: Packet>(packet: &P, at: usize)
+fn noted<A: Ip + Family, P: Packet>(packet: &P, at: usize) -> u32
 where
     Maps: Tables<A, Service = &'static Service, Endpoint = &'static Endpoint<A>>,
 {
-    if let Ok(n) = A::network(packet, at)
-        && n.proto == TCP
+    let Ok(n) = A::network(packet, at) else { return NEITHER };
+    let Some((client, addr)) = A::addresses(packet, at) else { return NEITHER };
+    if let Some(target) = A::solicited(packet, &n) {
+        return asked(packet, client, target, u16::from(n.proto));
+    }
+    if n.proto == TCP
         && !n.later_fragment
         && let Some([flags]) = packet.load(n.transport + 13)
         && flags & (SYN | ACK) == SYN
-        && let Some((client, pod)) = A::addresses(packet, at)
         && let Some([s0, s1, d0, d1]) = packet.load(n.transport)
         && let Some(config) = maps::config()
     {
         let (client_port, pod_port) = (u16::from_be_bytes([s0, s1]), u16::from_be_bytes([d0, d1]));
-        let key = ReplyKey { pod, client, pod_port, client_port, proto: 6 };
+        let key = ReplyKey { pod: addr, client, pod_port, client_port, proto: 6 };
         let tick = maps::tick();
         if reply::direct(&Maps, config, &key, tick) {
             A::put_direct(&key, tick);
         }
     }
+    NEITHER
 }
 
-/// What [`vip_packet`] answers: its frame must end before [`direct`]'s begins.
+/// An ARP request for a VIP; any other ARP leaves untouched.
+#[inline(never)]
+fn arp<P: Packet>(packet: &P, at: usize) -> u32 {
+    let Some((asker, target)) = neighbour::arp(packet, at) else { return NEITHER };
+    asked(packet, asker, target, neighbour::ARP)
+}
+
+/// Somebody asks the link for an address.
+#[inline(always)]
+fn asked<A: Ip + Family, P: Packet>(packet: &P, asker: A, target: A, proto: u16) -> u32 {
+    if !maps::maybe_vip(target) {
+        return NEITHER;
+    }
+    let reason = if packet.other_host() { Reason::PassedOtherHost } else { answer(target) };
+    let flow = Flow { client: asker, vip: target, client_port: 0, port: 0, flags: 0 };
+    leave(packet, &flow, &Left::early(reason, proto))
+}
+
+/// Whether the kernel may answer for an address.
+#[inline(always)]
+fn answer<A: Family>(target: A) -> Reason {
+    neighbour::judge(target.vip().map_or(0, |vip| vip.flags), maps::fenced)
+}
+
+/// What [`vip_packet`], [`noted`] and [`arp`] answer, each of whose frames must end before the next one's begins.
 const PASS: u32 = 0;
 const DROP: u32 = 1;
 /// Two addresses share a bit of the bitmap, and this one is no VIP.
 const NEITHER: u32 = 2;
+
+/// None: it goes on.
+#[inline(always)]
+const fn action(answer: u32) -> Option<Action> {
+    match answer {
+        PASS => Some(Action::Pass),
+        DROP => Some(Action::Drop),
+        _ => None,
+    }
+}
 
 #[inline(always)]
 fn vip_packet<A: Ip + Family, P: Packet>(packet: &P, at: usize) -> u32
@@ -96,12 +137,13 @@ struct Left {
     reason: u32,
     /// [`Service::id`], or `u32::MAX`: nothing says yet that the address is a VIP.
     service: u32,
-    proto: u8,
+    /// IP protocol, or the ethertype of ARP.
+    proto: u16,
 }
 
 impl Left {
     #[inline(always)]
-    fn early(reason: Reason, proto: u8) -> Self {
+    fn early(reason: Reason, proto: u16) -> Self {
         Self { reason: reason as u32, service: u32::MAX, proto }
     }
 }
@@ -124,17 +166,17 @@ where
     };
     if n.later_fragment {
         // Without its first fragment, which is judged, nothing is ever reassembled.
-        return Left::early(Reason::PassedFragment, n.proto);
+        return Left::early(Reason::PassedFragment, u16::from(n.proto));
     }
     match n.proto {
         TCP | UDP => {}
-        parse::ICMP if A::FAMILY == 4 => return Left::early(icmp(packet, &n), n.proto),
-        parse::ICMPV6 if A::FAMILY == 6 => return Left::early(icmp(packet, &n), n.proto),
-        proto => return Left { reason: OTHER_PROTOCOL, service: u32::MAX, proto },
+        parse::ICMP if A::FAMILY == 4 => return Left::early(icmp::<A, P>(packet, &n), u16::from(n.proto)),
+        parse::ICMPV6 if A::FAMILY == 6 => return Left::early(icmp::<A, P>(packet, &n), u16::from(n.proto)),
+        proto => return Left { reason: OTHER_PROTOCOL, service: u32::MAX, proto: u16::from(proto) },
     }
     let t = match parse::transport(packet, &n, at) {
         Ok(t) => t,
-        Err(reason) => return Left::early(reason, n.proto),
+        Err(reason) => return Left::early(reason, u16::from(n.proto)),
     };
     flow.client_port = t.source;
     flow.port = t.destination;
@@ -146,7 +188,12 @@ where
 const OTHER_PROTOCOL: u32 = u32::MAX - 1;
 
 #[inline(always)]
-fn icmp<P: Packet>(packet: &P, n: &Network) -> Reason {
+fn icmp<A: Ip + Family, P: Packet>(packet: &P, n: &Network) -> Reason {
+    if let Some(target) = A::solicited(packet, n)
+        && maps::maybe_vip(target)
+    {
+        return answer(target);
+    }
     match packet.load::<8>(n.transport) {
         None => Reason::Malformed,
         Some([kind, ..]) if parse::icmp_may_pass(n.proto, kind, n.hop_limit) => Reason::PassedProtocol,
@@ -159,7 +206,7 @@ fn steer<A: Ip + Family, P: Packet>(packet: &P, flow: &Flow<A>, at: usize, n: &N
 where
     Maps: Tables<A, Service = &'static Service, Endpoint = &'static Endpoint<A>>,
 {
-    let mut left = Left { reason: NO_SERVICE, service: u32::MAX, proto: n.proto };
+    let mut left = Left { reason: NO_SERVICE, service: u32::MAX, proto: u16::from(n.proto) };
     let Some(config) = maps::config() else { return left };
     let Some(found) = decide::find(&Maps, config, flow, u16::from(n.proto)) else { return left };
     left.service = found.service.id;
@@ -217,12 +264,13 @@ fn leave<A: Ip + Family, P: Packet>(packet: &P, flow: &Flow<A>, left: &Left) -> 
             reason = if pass { Reason::PassedProtocol } else { Reason::UnknownPort } as u32;
         } else if reason == NO_SERVICE {
             let socket = || own_udp_socket(packet, flow.client, flow.vip, flow.client_port, flow.port);
-            reason = decide::unknown(config, vip.flags, flow, u16::from(proto), socket) as u32;
+            reason = decide::unknown(config, vip.flags, flow, proto, socket) as u32;
         }
     }
     if verdict::action(reason) == Action::Drop {
         let tick = maps::tick();
-        if decide::stale(config, tick) {
+        // The fence is for an agent that is silent.
+        if reason != Reason::Fenced as u32 && decide::stale(config, tick) {
             reason = Reason::PassedStale as u32;
         } else {
             if service != u32::MAX {
@@ -239,7 +287,7 @@ fn leave<A: Ip + Family, P: Packet>(packet: &P, flow: &Flow<A>, left: &Left) -> 
 
 /// A frame of its own for what few packets need.
 #[inline(never)]
-fn sample<A: Ip, P: Packet>(packet: &P, flow: &Flow<A>, reason: u32, proto: u8) {
+fn sample<A: Ip, P: Packet>(packet: &P, flow: &Flow<A>, reason: u32, proto: u16) {
     maps::sample(&Event {
         client: flow.client.wide(),
         vip: flow.vip.wide(),
@@ -247,7 +295,7 @@ fn sample<A: Ip, P: Packet>(packet: &P, flow: &Flow<A>, reason: u32, proto: u8) 
         port: flow.port,
         reason,
         family: A::FAMILY,
-        proto: u16::from(proto),
+        proto,
         ifindex: packet.ifindex(),
     });
 }

@@ -25,6 +25,7 @@ pub struct Agent {
     log: PathBuf,
     more: Vec<String>,
     capabilities: Option<String>,
+    clock: Option<String>,
     child: Option<Child>,
 }
 
@@ -56,6 +57,7 @@ impl Agent {
             log: folder.join(format!("{node}.log")),
             more: Vec::new(),
             capabilities: None,
+            clock: None,
             child: None,
         }
     }
@@ -77,6 +79,11 @@ impl Agent {
         self.capabilities = Some(format!("-all,{}", names.join(",")));
     }
 
+    /// From the next start on its wall clock is off by so much, as `+30s`, and no other of its clocks.
+    pub fn shift_clock(&mut self, by: &str) {
+        self.clock = Some(by.to_owned());
+    }
+
     /// Further arguments from the next start on.
     pub fn add_args(&mut self, more: &[&str]) {
         self.more.extend(more.iter().map(|arg| (*arg).to_owned()));
@@ -93,6 +100,9 @@ impl Agent {
                 command
             }
         };
+        if let Some(by) = &self.clock {
+            command.env("LD_PRELOAD", fake_clock()?).env("FAKETIME", by).env("DONT_FAKE_MONOTONIC", "1");
+        }
         let child = command
             .arg(self.role)
             .args(&self.source)
@@ -116,7 +126,7 @@ impl Agent {
     pub fn wait_ready(&mut self) -> Result<()> {
         let this = &mut *self;
         let mut ended = None;
-        let result = sys::wait_for("the agent is ready", Duration::from_secs(20), || {
+        let result = sys::wait_for("the agent is ready", Duration::from_secs(60), || {
             ended = this.child.as_mut().map(Child::try_wait).transpose()?.flatten();
             if ended.is_some() {
                 return Ok(true);
@@ -232,23 +242,7 @@ impl Agent {
 
     /// Endpoints of a VIP's port as `(address, state)`, sorted; empty when the service is not there.
     pub fn endpoints(&self, vip: &str, port: u16) -> Result<Vec<(String, String)>> {
-        let all = self.query(&["services"])?;
-        let mut found: Vec<_> = all
-            .as_array()
-            .context("services: not an array")?
-            .iter()
-            .filter(|row| row.get("vip").and_then(Value::as_str) == Some(vip))
-            .filter(|row| row.get("port").and_then(Value::as_u64) == Some(u64::from(port)))
-            .filter_map(|row| row.get("endpoints").and_then(Value::as_array))
-            .flatten()
-            .map(|endpoint| {
-                let text = |key| endpoint.get(key).and_then(Value::as_str).unwrap_or_default().to_lowercase();
-                (text("addr"), text("state"))
-            })
-            .collect();
-        found.sort();
-        found.dedup();
-        Ok(found)
+        endpoints(&self.query(&["services"])?, vip, port)
     }
 
     /// Where its maps are pinned.
@@ -257,13 +251,53 @@ impl Agent {
         &self.bpf_root
     }
 
+    /// All that it has logged.
+    #[must_use]
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// A counter or gauge without labels of its metrics.
+    pub fn metric(&self, name: &str) -> Result<u64> {
+        let page = self.page("/metrics")?.1;
+        let found = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        found.with_context(|| format!("no {name} in {page}"))?.parse().context("a number")
+    }
+
     /// The last lines of its log.
     #[must_use]
     pub fn log_tail(&self) -> String {
-        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let text = self.log();
         let lines: Vec<_> = text.lines().collect();
         lines.get(lines.len().saturating_sub(30)..).unwrap_or_default().join("\n")
     }
+}
+
+/// The same out of what `services` said.
+pub fn endpoints(all: &Value, vip: &str, port: u16) -> Result<Vec<(String, String)>> {
+    let mut found: Vec<_> = all
+        .as_array()
+        .context("services: not an array")?
+        .iter()
+        .filter(|row| row.get("vip").and_then(Value::as_str) == Some(vip))
+        .filter(|row| row.get("port").and_then(Value::as_u64) == Some(u64::from(port)))
+        .filter_map(|row| row.get("endpoints").and_then(Value::as_array))
+        .flatten()
+        .map(|endpoint| {
+            let text = |key| endpoint.get(key).and_then(Value::as_str).unwrap_or_default().to_lowercase();
+            (text("addr"), text("state"))
+        })
+        .collect();
+    found.sort();
+    found.dedup();
+    Ok(found)
+}
+
+/// The library of Debian's libfaketime, whose folder has the name of the architecture.
+fn fake_clock() -> Result<PathBuf> {
+    let folders = std::fs::read_dir("/usr/lib")?.flatten();
+    let mut paths = folders.map(|folder| folder.path().join("faketime/libfaketimeMT.so.1"));
+    paths.find(|path| path.is_file()).context("no libfaketime (apt-get install faketime)")
 }
 
 fn copy(file: &File) -> Result<File> {

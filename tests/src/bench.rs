@@ -1,8 +1,9 @@
 //! The benchmark's parts: figures of packets (`cases`, `wrapper`, `rounds`), of the agent on a big
 //! folder (`system`, `folder`,
 //! `pins`), forwarding beside other ways (`live`), agent and allocator on a
-//! real API server (`cluster`), and the table that all end in (`report`).
+//! real API server (`cluster`), local addresses (`announce`), and the table that all end in (`report`).
 
+pub mod announce;
 pub mod cases;
 pub mod cluster;
 pub mod folder;

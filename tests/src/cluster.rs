@@ -24,6 +24,7 @@ mod client;
 mod objects;
 pub mod proxy;
 pub mod tenant;
+pub mod witness;
 
 pub use client::{Client, Refused, refusal};
 pub use objects::{manifests, path};
@@ -71,8 +72,15 @@ impl Cluster {
         made.as_ref().map_err(|error| anyhow!("no control plane: {error}"))
     }
 
-    /// Starts one and waits until it serves.
+    /// Starts one with our CRDs and waits until it serves.
     pub fn start() -> Result<Self> {
+        let cluster = Self::bare()?;
+        cluster.install(&manifests("deploy/crds")?)?;
+        Ok(cluster)
+    }
+
+    /// The same without any CRDs.
+    pub fn bare() -> Result<Self> {
         tear_down_on_signal();
         leftovers::remove(Owner::Dead);
         let prefix = leftovers::next_prefix()?;
@@ -80,11 +88,7 @@ impl Cluster {
         let netns = Netns::create(&format!("{prefix}-api"))?;
         let cluster = Self { netns, children: Mutex::default(), prefix, folder };
         cluster.write_users()?;
-        for part in [Part::Etcd, Part::Api, Part::Controllers] {
-            cluster.run(part)?;
-        }
-        cluster.wait_served()?;
-        cluster.install()?;
+        cluster.run_all()?;
         Ok(cluster)
     }
 
@@ -92,7 +96,7 @@ impl Cluster {
     pub fn run(&self, part: Part) -> Result<()> {
         let path = |name: &str| self.folder.path().join(name).display().to_string();
         let log = OpenOptions::new().create(true).append(true).open(path(&format!("{}.log", part.program())))?;
-        let mut command = self.netns.command(programs()?.join(part.program()));
+        let mut command = self.netns.command(program(part.program())?);
         match part {
             Part::Etcd => command.args(["--unsafe-no-fsync", "--data-dir", &path("etcd")]),
             Part::Api => command
@@ -141,10 +145,15 @@ impl Cluster {
             self.kill(part)?;
         }
         work(&self.folder.path().join("etcd"))?;
-        for part in [Part::Etcd, Part::Api, Part::Controllers] {
-            self.run(part)?;
-        }
-        self.wait_served()
+        self.run_all()
+    }
+
+    /// The controllers last: they give up when the API server is not healthy within ten seconds.
+    fn run_all(&self) -> Result<()> {
+        self.run(Part::Etcd)?;
+        self.run(Part::Api)?;
+        self.wait_served()?;
+        self.run(Part::Controllers)
     }
 
     /// Waits until the API server is ready.
@@ -166,11 +175,11 @@ impl Cluster {
         Ok(())
     }
 
-    /// The CRDs and the roles.
-    fn install(&self) -> Result<()> {
+    /// Applies CRDs of PureLB's kinds and waits until they are served.
+    pub fn install(&self, crds: &[Value]) -> Result<()> {
         let admin = self.admin()?;
-        for object in manifests("deploy/crds")? {
-            admin.apply(&object)?;
+        for object in crds {
+            admin.apply(object)?;
         }
         for crd in ["servicegroups", "lbnodeagents"] {
             sys::wait_for("the CRD is served", Duration::from_secs(20), || {
@@ -196,13 +205,47 @@ impl Cluster {
 
     /// A kubeconfig of a service account, for the API at that address.
     pub fn account(&self, address: &str, namespace: &str, account: &str) -> Result<PathBuf> {
-        let path = self.folder.path().join(format!("{namespace}-{account}"));
+        let user = format!("system:serviceaccount:{namespace}:{account}");
+        self.config_as(&format!("{namespace}-{account}"), address, &user, &["system:serviceaccounts"])
+    }
+
+    /// A kubeconfig of that user, for the API at that address.
+    pub fn user(&self, address: &str, name: &str) -> Result<PathBuf> {
+        self.config_as(&name.replace(':', "-"), address, name, &[])
+    }
+
+    fn config_as(&self, file: &str, address: &str, name: &str, groups: &[&str]) -> Result<PathBuf> {
+        let path = self.folder.path().join(file);
         let mut config = kubeconfig("admin", address);
         let user = &mut config["users"][0]["user"];
-        user["as"] = format!("system:serviceaccount:{namespace}:{account}").into();
-        user["as-groups"] = json!(["system:serviceaccounts", "system:authenticated"]);
+        user["as"] = name.into();
+        user["as-groups"] = json!([groups, &["system:authenticated"]].concat());
         std::fs::write(&path, config.to_string())?;
         Ok(path)
+    }
+
+    /// A kubeconfig of the agent on a node: its token says on which node its pod runs, as kubelets ask for it.
+    pub fn agent_on(&self, admin: &Client, address: &str, node: &str) -> Result<PathBuf> {
+        let (namespace, account) = (tenant::INSTALL, "lbnodeagent");
+        let pod = admin.create(&json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": format!("{account}-{node}"), "namespace": namespace},
+            "spec": {
+                "nodeName": node, "serviceAccountName": account, "automountServiceAccountToken": false,
+                "containers": [{"name": account, "image": account}],
+            },
+        }))?;
+        let object =
+            json!({"kind": "Pod", "apiVersion": "v1", "name": pod["metadata"]["name"], "uid": pod["metadata"]["uid"]});
+        let asked = json!({
+            "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
+            "spec": {"audiences": [], "expirationSeconds": 7200, "boundObjectRef": object},
+        });
+        let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token");
+        let answer: Value = serde_json::from_str(&admin.raw("POST", &path, Some(("application/json", &asked)))?)?;
+        let token = answer["status"]["token"].as_str().context("no token")?;
+        let file = self.folder.path().join(format!("{account}-{node}"));
+        std::fs::write(&file, kubeconfig(token, address).to_string())?;
+        Ok(file)
     }
 
     /// A folder for the files of tests.
@@ -216,9 +259,9 @@ impl Cluster {
         Client::new(&self.netns, "admin", &[])
     }
 
-    /// A client with all rights that works on that runtime, whose threads must be inside.
-    fn admin_on(&self, runtime: &tokio::runtime::Runtime) -> Result<kube::Client> {
-        client::connect(runtime, "admin", &[])
+    /// A client without any rights that works on that runtime, whose threads must be inside.
+    fn nobody_on(&self, runtime: &tokio::runtime::Runtime) -> Result<kube::Client> {
+        client::connect(runtime, None, &[])
     }
 
     /// The same as a service account whose token says that its pod runs on that node.
@@ -272,8 +315,9 @@ fn kubeconfig(token: &str, address: &str) -> Value {
     })
 }
 
-/// The folder of etcd, kube-apiserver and kube-controller-manager.
-fn programs() -> Result<PathBuf> {
+/// Where a program of Kubernetes is.
+pub(crate) fn program(name: &str) -> Result<PathBuf> {
     let named = ["PURELB_KUBE_BIN", "KUBEBUILDER_ASSETS"].into_iter().find_map(std::env::var_os);
-    named.map(PathBuf::from).context("no Kubernetes: `cargo xtask test api` builds it, or set KUBEBUILDER_ASSETS")
+    let folder = named.context("no Kubernetes: `cargo xtask test api` builds it, or set KUBEBUILDER_ASSETS")?;
+    Ok(PathBuf::from(folder).join(name))
 }

@@ -2,10 +2,11 @@
 //!
 //! Client 198.18.0.2, router .1; node N (from 1) at 198.18.(100+N).2, its pods at 198.19.N.(10+i).
 //! IPv6 alike: 2001:db8::2, 2001:db8:(100+N)::2, 2001:db8:(200+N)::(10+i). VIPs 203.0.113.0/24 and 2001:db8:ffff::/64.
+//! With a network that all share: 198.18.50.(10+N), 2001:db8:50::(10+N), the router .1 and ::1 at its device `lan`.
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Once;
 use std::time::Duration;
 
@@ -13,8 +14,9 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::agent::Agent;
+use crate::agent::{self, Agent};
 use crate::cluster::Cluster;
+use crate::cluster::proxy::Proxy;
 use crate::leftovers::{self, Owner};
 use crate::manifests::{self, Endpoint, Port, Service};
 use crate::netns::Netns;
@@ -22,6 +24,7 @@ use crate::servers::Servers;
 use crate::sys;
 
 pub mod kube;
+pub mod kube_proxy;
 mod rules;
 mod wire;
 
@@ -49,6 +52,14 @@ pub struct Options {
     pub offload: bool,
     /// The agents are `standalone`: they give addresses too, from a ServiceGroup that begins with the first VIPs.
     pub standalone: bool,
+    /// The nodes share a network with the router too, by their device `lan0`, which has their default route then.
+    pub lan: bool,
+    /// Routing daemons will lead VIPs to the nodes: no route of the lab does, and no device has any of them.
+    pub routed: bool,
+    /// On a cluster: the real kube-proxy runs on every node, in that mode.
+    pub kube_proxy: Option<&'static str>,
+    /// On a cluster: a proxy of its own is between each agent and the API server.
+    pub proxied: bool,
     /// Further arguments of the agents.
     pub agent_args: Vec<&'static str>,
     /// Prints the agents' logs when the lab goes: the test harness shows them only if the test failed.
@@ -69,6 +80,10 @@ impl Options {
             nft: false,
             offload: !hook.starts_with("xdp"),
             standalone: false,
+            lan: false,
+            routed: false,
+            kube_proxy: None,
+            proxied: false,
             agent_args: Vec::new(),
             logs: true,
         }
@@ -124,6 +139,10 @@ pub struct Lab {
     pub client: Netns,
     /// Between client and nodes.
     pub router: Netns,
+    /// kube-proxy of each node, where the lab has any.
+    pub kube_proxies: Vec<kube_proxy::KubeProxy>,
+    /// Before the API server, one for each agent, where the lab has any.
+    pub proxies: Vec<Proxy>,
     /// The control plane, where the agents read one.
     pub cluster: Option<Cluster>,
     options: Options,
@@ -168,7 +187,8 @@ impl Lab {
         std::fs::create_dir(folder.path().join("manifests"))?;
         let client = Netns::create(&format!("{prefix}-client"))?;
         let router = Netns::create(&format!("{prefix}-router"))?;
-        let mut lab = Self { nodes: Vec::new(), client, router, cluster: None, options, prefix, folder };
+        let (nodes, kube_proxies, proxies) = (Vec::new(), Vec::new(), Vec::new());
+        let mut lab = Self { nodes, client, router, kube_proxies, proxies, cluster: None, options, prefix, folder };
         lab.wire().context("build the lab")?;
         Ok(lab)
     }
@@ -177,6 +197,12 @@ impl Lab {
     #[must_use]
     pub fn hook(&self) -> &str {
         &self.options.hook
+    }
+
+    /// For files of what runs in it; it goes with the lab.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// The folder that the agents read.
@@ -230,38 +256,45 @@ impl Lab {
         let vips = VIPS.iter().map(|vip| vip.parse().context("VIP")).collect::<Result<Vec<_>>>()?;
         let ports = vec![Port::new("http", 80, 8080, "TCP"), Port::new("dns", 80, 8080, "UDP")];
         let endpoints = self.nodes.iter().flat_map(|node| node.pods.iter().map(|pod| endpoint(node, pod))).collect();
-        Ok(Service { name: "web".to_owned(), vips, ports, endpoints, local: true, affinity: false, ranges: Vec::new() })
+        let (name, ranges) = ("web".to_owned(), Vec::new());
+        Ok(Service { name, vips, ports, endpoints, local: true, affinity: false, ranges, group: None, sharing: None })
     }
 
     /// Writes a Service with its slices in one file and waits until every agent has its endpoints.
     pub fn apply(&self, service: &Service) -> Result<String> {
+        let text = self.place(service)?;
+        self.wait_programmed(service)?;
+        Ok(text)
+    }
+
+    /// Only writes it.
+    pub fn place(&self, service: &Service) -> Result<String> {
         let mut object = service.service();
         if let (true, Some(fields)) = (self.options.standalone, object.as_object_mut()) {
             fields.remove("status");
         }
         let mut objects = vec![object];
         objects.extend(service.slices());
-        let text = self.write_objects(&format!("{}.yaml", service.name), &objects)?;
-        self.wait_programmed(service)?;
-        Ok(text)
+        self.write_objects(&format!("{}.yaml", service.name), &objects)
     }
 
     /// Waits until every agent shows the Service's local endpoints with their states.
     pub fn wait_programmed(&self, service: &Service) -> Result<()> {
         for node in &self.nodes {
-            for vip in &service.vips {
-                for port in &service.ports {
+            let what = format!("{} has the endpoints of {}", node.name, service.name);
+            let result = sys::wait_for(&what, Duration::from_secs(20), || {
+                let all = node.agent.query(&["services"])?;
+                for vip in &service.vips {
                     let wanted = wanted(service, &node.name, vip);
-                    let what = format!("{} {vip}:{} at {} has {wanted:?}", service.name, port.port, node.name);
-                    let result = sys::wait_for(&what, Duration::from_secs(20), || {
-                        let found = node.agent.endpoints(&vip.to_string(), port.port)?;
-                        let found: Vec<_> = found.into_iter().filter(|(_, state)| state != "gone").collect();
-                        anyhow::ensure!(found == wanted, "it has {found:?}");
-                        Ok(true)
-                    });
-                    result.with_context(|| node.agent.log_tail())?;
+                    for port in &service.ports {
+                        let mut found = agent::endpoints(&all, &vip.to_string(), port.port)?;
+                        found.retain(|(_, state)| state != "gone");
+                        anyhow::ensure!(found == wanted, "{vip}:{} has {found:?}, not {wanted:?}", port.port);
+                    }
                 }
-            }
+                Ok(true)
+            });
+            result.with_context(|| node.agent.log_tail())?;
         }
         Ok(())
     }
@@ -286,8 +319,9 @@ impl Drop for Lab {
         if self.options.logs {
             eprintln!("{}", self.logs());
         }
-        // Agents and servers end before what they stand on goes.
+        // Agents, servers and kube-proxies end before what they stand on goes.
         self.nodes.clear();
+        self.kube_proxies.clear();
         leftovers::remove(Owner::Lab(&self.prefix));
     }
 }

@@ -3,19 +3,28 @@
 //! control plane (`cluster`).
 
 pub mod agent;
+pub mod answers;
 pub mod bench;
 pub mod capture;
 pub mod case;
 pub mod clients;
 pub mod cluster;
 pub mod lab;
+pub mod lan;
 pub mod leftovers;
 pub mod load;
 pub mod manifests;
 pub mod matrix;
+pub mod neighbour;
 pub mod netns;
 pub mod packet;
+pub mod process;
+pub mod purelb;
+pub mod random;
+pub mod routing;
+pub mod scenario;
 pub mod servers;
+pub mod sidecar;
 pub mod sys;
 pub mod vm;
 pub mod world;

@@ -64,8 +64,9 @@ impl LongLived {
         self.running.iter().filter(|(_, _, _, thread)| thread.is_finished()).count()
     }
 
-    /// Ends all; connections to the pods in `doomed` may have broken. Gives back how many held.
-    pub fn finish_except(mut self, doomed: &[&str]) -> Result<usize> {
+    /// Ends all: how many held, and pod and fault of each that broke.
+    #[must_use]
+    pub fn end(mut self) -> (usize, Vec<(String, String)>) {
         self.stop.store(true, Ordering::Relaxed);
         let mut broken = Vec::new();
         let mut held = 0;
@@ -73,10 +74,17 @@ impl LongLived {
             let outcome = thread.join().map_err(|_| anyhow!("its thread panicked")).and_then(|result| result);
             match outcome {
                 Ok(_) => held += 1,
-                Err(_) if doomed.contains(&name.as_str()) => {}
-                Err(error) => broken.push(format!("{kind:?} from {local} at {name}: {error:#}")),
+                Err(error) => broken.push((name.clone(), format!("{kind:?} from {local} at {name}: {error:#}"))),
             }
         }
+        (held, broken)
+    }
+
+    /// Ends all; connections to the pods in `doomed` may have broken. Gives back how many held.
+    pub fn finish_except(self, doomed: &[&str]) -> Result<usize> {
+        let (held, mut broken) = self.end();
+        broken.retain(|(pod, _)| !doomed.contains(&pod.as_str()));
+        let broken: Vec<_> = broken.into_iter().map(|(_, fault)| fault).collect();
         if !broken.is_empty() {
             bail!("{} connections broke, {held} held:\n  {}", broken.len(), broken.join("\n  "));
         }

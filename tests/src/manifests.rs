@@ -59,6 +59,10 @@ pub struct Service {
     pub affinity: bool,
     /// `loadBalancerSourceRanges`
     pub ranges: Vec<String>,
+    /// The ServiceGroup that it asks for.
+    pub group: Option<String>,
+    /// It shares its addresses with others of this key.
+    pub sharing: Option<String>,
 }
 
 impl Service {
@@ -92,13 +96,20 @@ impl Service {
             }
         }
         let ingress: Vec<_> = self.vips.iter().map(|vip| json!({"ip": vip.to_string()})).collect();
-        json!({
+        let mut object = json!({
             "apiVersion": "v1",
             "kind": "Service",
             "metadata": {"name": self.name, "namespace": "default"},
             "spec": spec,
             "status": {"loadBalancer": {"ingress": ingress}},
-        })
+        });
+        let asked = [("purelb.io/service-group", &self.group), ("purelb.io/allow-shared-ip", &self.sharing)];
+        for (key, value) in asked {
+            if let Some(value) = value {
+                object["metadata"]["annotations"][key] = json!(value);
+            }
+        }
+        object
     }
 
     /// One EndpointSlice for each family that has an endpoint.
@@ -164,6 +175,17 @@ pub fn node_agent(interfaces: &[&str], hook: &str) -> Value {
     })
 }
 
+/// Agents announce remote addresses on that device.
+#[must_use]
+pub fn announcer(device: &str) -> Value {
+    json!({
+        "apiVersion": "purelb.io/v2",
+        "kind": "LBNodeAgent",
+        "metadata": {"name": "announce", "namespace": "purelb-system"},
+        "spec": {"local": {"dummyInterface": device}},
+    })
+}
+
 /// A local ServiceGroup named `default` with ranges of both families.
 #[must_use]
 pub fn service_group(v4: &str, v6: &str) -> Value {
@@ -173,5 +195,18 @@ pub fn service_group(v4: &str, v6: &str) -> Value {
         "kind": "ServiceGroup",
         "metadata": {"name": "default", "namespace": "purelb-system"},
         "spec": {"local": {"v4pools": pool(v4, "203.0.113.0/24"), "v6pools": pool(v6, "2001:db8:ffff::/64")}},
+    })
+}
+
+/// A remote ServiceGroup: a pool, its subnet and its aggregation for each family.
+#[must_use]
+pub fn remote_group(name: &str, v4: [&str; 3], v6: [&str; 3]) -> Value {
+    let pool =
+        |[pool, subnet, aggregation]: [&str; 3]| json!({"pool": pool, "subnet": subnet, "aggregation": aggregation});
+    json!({
+        "apiVersion": "purelb.io/v2",
+        "kind": "ServiceGroup",
+        "metadata": {"name": name, "namespace": "purelb-system"},
+        "spec": {"remote": {"v4pool": pool(v4), "v6pool": pool(v6)}},
     })
 }

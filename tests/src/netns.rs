@@ -98,6 +98,16 @@ impl Netns {
         Ok((code, body.to_owned()))
     }
 
+    /// What holds remote addresses here: a dummy device, which every distribution's kernel has, else an ifb.
+    pub fn vip_device(&self) -> Result<&'static str> {
+        let made = self.ip("link add purelb-probe type dummy");
+        if made.is_err() {
+            return Ok("ifb");
+        }
+        self.ip("link del purelb-probe")?;
+        Ok("dummy")
+    }
+
     /// Transmit checksum offload of a device, and with it TSO: off, the kernel completes what it sends.
     pub fn offload(&self, device: &str, on: bool) -> Result<()> {
         self.exec(&format!("ethtool -K {device} tx {}", if on { "on" } else { "off" })).map(drop)

@@ -37,9 +37,19 @@ pub fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&out.stdout).into_owned())
 }
 
-/// Asks `check` every 30 ms until it says `Ok(true)`; the last answer goes into the error.
+/// Names how many times as long as elsewhere everything may take: a guest whose processor is emulated is slow.
+pub const PATIENCE: &str = "PURELB_TEST_PATIENCE";
+
+/// As long as that on this machine.
+#[must_use]
+pub fn patient(limit: Duration) -> Duration {
+    let times = std::env::var(PATIENCE).ok().and_then(|text| text.parse::<u32>().ok());
+    limit.saturating_mul(times.unwrap_or(1))
+}
+
+/// Asks `check` every 30 ms until it says `Ok(true)`; the last answer goes into the error. The limit is [`patient`].
 pub fn wait_for(what: &str, limit: Duration, mut check: impl FnMut() -> Result<bool>) -> Result<()> {
-    let start = Instant::now();
+    let (start, limit) = (Instant::now(), patient(limit));
     loop {
         let last = match check() {
             Ok(true) => return Ok(()),

@@ -2,16 +2,17 @@
 //! verdict, frame and the reasons that were counted.
 
 use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use aya::maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, PerCpuValues, lpm_trie};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod};
 use purelb_common::SCHEMA;
 use purelb_common::hash;
 use purelb_common::table::{
-    Clock, Config, Endpoint, FlowKey, Pin, READY, RangeKey, Reply, ReplyKey, Rev, RevKey, SLOTS_PER_ELEMENT, Service,
-    ServiceKey, Slot, TICK_SHIFT, Uplink, VIP_HERE, Vip, VipAt,
+    Clock, Config, Endpoint, Fence, FlowKey, Pin, READY, RangeKey, Reply, ReplyKey, Rev, RevKey, SLOTS_PER_ELEMENT,
+    Service, ServiceKey, Slot, TICK_SHIFT, Uplink, VIP_HERE, Vip, VipAt,
 };
 use purelb_common::verdict::{Action, Reason};
 
@@ -81,60 +82,60 @@ mod tables;
 /// A key as the pod sees the flow: pod, client, protocol.
 pub type Seen = ((Host, u16), (Host, u16), u32);
 
-/// The loaded object.
-pub struct World {
+/// All that were loaded, to be used again: the kernel verifies one for a second, in an emulated guest for half a minute.
+static LOADED: Mutex<Vec<&Mutex<Loaded>>> = Mutex::new(Vec::new());
+
+/// An object of the process.
+struct Loaded {
     ebpf: Ebpf,
-    /// Family that set-ups and runs are in.
-    pub family: Family,
-    /// Of `CONFIG`.
-    pub config: Config,
     /// Elements of `VIP_INDEX` that rows wrote.
     indexed: Vec<(Family, u32)>,
 }
 
+/// The loaded object, in the hands of one test.
+pub struct World {
+    loaded: MutexGuard<'static, Loaded>,
+    /// Family that set-ups and runs are in.
+    pub family: Family,
+    /// Of `CONFIG`.
+    pub config: Config,
+}
+
 impl World {
-    /// Loads the object and its programs.
+    /// The object and its programs, reset: loaded now, or one that a test before is done with.
     ///
     /// # Errors
     /// No object, no root, or a kernel that refuses it.
     pub fn load() -> Result<Self> {
+        let all = LOADED.lock().map(|all| all.clone()).unwrap_or_default();
+        // What a test had when it panicked nobody else gets.
+        if let Some(loaded) = all.into_iter().find_map(|one| one.try_lock().ok()) {
+            let mut world = Self::of(loaded);
+            world.reset(Family::V4)?;
+            return Ok(world);
+        }
         let mut loader = EbpfLoader::new();
         loader.map_max_entries("SLOTS", SLOTS / SLOTS_PER_ELEMENT);
         for name in LRU {
             loader.map_max_entries(name, 4096);
         }
-        Self::load_by(&mut loader)
+        let one = load(&mut loader)?;
+        let mut world = Self::of(one.lock().map_err(|_| anyhow!("nobody else had it"))?);
+        LOADED.lock().map_err(|_| anyhow!("a test panicked at the list"))?.push(one);
+        world.reset(Family::V4)?;
+        Ok(world)
     }
 
-    /// The same with the sizes that the loader was told; of the rest, those that ship.
+    fn of(loaded: MutexGuard<'static, Loaded>) -> Self {
+        Self { loaded, family: Family::V4, config: Config::default() }
+    }
+
+    /// A new one with the sizes that the loader was told; of the rest, those that ship.
     ///
     /// # Errors
     /// As [`Self::load`].
     pub fn load_by(loader: &mut EbpfLoader<'_>) -> Result<Self> {
-        let path = match std::env::var_os(OBJECT) {
-            Some(path) => PathBuf::from(path),
-            None => PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/purelb-ebpf.o")),
-        };
-        ensure!(
-            path.is_file(),
-            "{}: no such object; build it with `cargo xtask build-ebpf` or name it in {OBJECT}",
-            path.display()
-        );
-        ensure!(
-            nix::unistd::geteuid().is_root(),
-            "loading {} needs root; run the tests with `cargo xtask test` as root",
-            path.display()
-        );
-        let mut ebpf = loader.load_file(&path).with_context(|| format!("{}: loading", path.display()))?;
-        for name in ["purelb_xdp", "clock"] {
-            let program: &mut Xdp = ebpf.program_mut(name).with_context(|| missing(name))?.try_into()?;
-            program.load().with_context(|| format!("the kernel refuses {name}"))?;
-        }
-        for name in ["purelb_ingress", "purelb_egress"] {
-            let program: &mut SchedClassifier = ebpf.program_mut(name).with_context(|| missing(name))?.try_into()?;
-            program.load().with_context(|| format!("the kernel refuses {name}"))?;
-        }
-        Ok(Self { ebpf, family: Family::V4, config: Config::default(), indexed: Vec::new() })
+        Ok(Self::of(load(loader)?.lock().map_err(|_| anyhow!("nobody else had it"))?))
     }
 
     /// The program of the uplink.
@@ -142,7 +143,7 @@ impl World {
     /// # Errors
     /// An object without it.
     pub fn xdp(&self) -> Result<&Xdp> {
-        Ok(self.ebpf.program("purelb_xdp").with_context(|| missing("purelb_xdp"))?.try_into()?)
+        Ok(self.loaded.ebpf.program("purelb_xdp").with_context(|| missing("purelb_xdp"))?.try_into()?)
     }
 
     /// Empties every map that rows fill and starts over in a family.
@@ -178,7 +179,8 @@ impl World {
         }
         self.slots(0, 4096, Slot(0))?;
         self.put_uplink(Uplink::default())?;
-        for (f, bit) in std::mem::take(&mut self.indexed) {
+        self.fence(0, 0)?;
+        for (f, bit) in std::mem::take(&mut self.loaded.indexed) {
             self.family = f;
             let name = self.name("VIP_INDEX");
             by_family!(f, A => {
@@ -207,7 +209,7 @@ impl World {
     }
 
     fn map(&mut self, name: &str) -> Result<&mut aya::maps::Map> {
-        self.ebpf.map_mut(name).with_context(|| missing(name))
+        self.loaded.ebpf.map_mut(name).with_context(|| missing(name))
     }
 
     fn clear<K: Pod, V: Pod>(&mut self, name: &str) -> Result<()> {
@@ -251,7 +253,7 @@ impl World {
     /// # Errors
     /// The program `clock` does not run.
     pub fn jiffies(&mut self) -> Result<u64> {
-        let program: &Xdp = self.ebpf.program("clock").with_context(|| missing("clock"))?.try_into()?;
+        let program: &Xdp = self.loaded.ebpf.program("clock").with_context(|| missing("clock"))?.try_into()?;
         program.test_run(TestRunOptions { data_in: Some(&[0; 64]), ..TestRunOptions::default() })?;
         let clock: Array<&mut MapData, Clock> = Array::try_from(self.map("CLOCK")?)?;
         Ok(clock.get(&0, 0)?.jiffies)
@@ -292,7 +294,7 @@ impl World {
             Hook::Tcx => "purelb_ingress",
             Hook::Egress => "purelb_egress",
         };
-        let program = self.ebpf.program(name).with_context(|| missing(name))?;
+        let program = self.loaded.ebpf.program(name).with_context(|| missing(name))?;
         let result = match hook {
             Hook::Xdp => TestRun::test_run(<&Xdp>::try_from(program)?, options),
             _ => TestRun::test_run(<&SchedClassifier>::try_from(program)?, options),
@@ -335,6 +337,34 @@ impl World {
         ensure!(out.frame == expected, "the frame is\n{:02x?}, not\n{expected:02x?}", out.frame);
         Ok(())
     }
+}
+
+/// It stays until the process ends.
+fn load(loader: &mut EbpfLoader<'_>) -> Result<&'static Mutex<Loaded>> {
+    let path = match std::env::var_os(OBJECT) {
+        Some(path) => PathBuf::from(path),
+        None => PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/purelb-ebpf.o")),
+    };
+    ensure!(
+        path.is_file(),
+        "{}: no such object; build it with `cargo xtask build-ebpf` or name it in {OBJECT}",
+        path.display()
+    );
+    ensure!(
+        nix::unistd::geteuid().is_root(),
+        "loading {} needs root; run the tests with `cargo xtask test` as root",
+        path.display()
+    );
+    let mut ebpf = loader.load_file(&path).with_context(|| format!("{}: loading", path.display()))?;
+    for name in ["purelb_xdp", "clock"] {
+        let program: &mut Xdp = ebpf.program_mut(name).with_context(|| missing(name))?.try_into()?;
+        program.load().with_context(|| format!("the kernel refuses {name}"))?;
+    }
+    for name in ["purelb_ingress", "purelb_egress"] {
+        let program: &mut SchedClassifier = ebpf.program_mut(name).with_context(|| missing(name))?.try_into()?;
+        program.load().with_context(|| format!("the kernel refuses {name}"))?;
+    }
+    Ok(Box::leak(Box::new(Mutex::new(Loaded { ebpf, indexed: Vec::new() }))))
 }
 
 fn missing(name: &str) -> String {

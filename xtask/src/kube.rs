@@ -1,4 +1,5 @@
-//! The Kubernetes of the api tests: etcd, kube-apiserver and kube-controller-manager, built once from `tests/kube/go.mod`.
+//! The Kubernetes of the api tests: etcd, kube-apiserver, kube-controller-manager and kube-proxy, built once from
+//! `tests/kube/go.mod`.
 
 use std::env;
 use std::fs;
@@ -13,10 +14,11 @@ use crate::tools::{CONTROL_PLANE, GoProgram};
 /// Folder with the programs: the one that KUBEBUILDER_ASSETS names, else that of the cache.
 pub fn control_plane() -> Result<PathBuf> {
     if let Some(given) = env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from) {
-        if let Some(missing) = missing(&given) {
+        if let Some(missing) = missing(&given).first() {
             bail!(
-                "KUBEBUILDER_ASSETS is {}, where {missing} is missing: add it or unset the variable",
-                given.display()
+                "KUBEBUILDER_ASSETS is {}, where {} is missing: add it or unset the variable",
+                given.display(),
+                missing.name
             );
         }
         return Ok(given);
@@ -26,18 +28,19 @@ pub fn control_plane() -> Result<PathBuf> {
     let text = fs::read_to_string(module.join("go.mod")).context("read tests/kube/go.mod")?;
     let version = version(&text).context("tests/kube/go.mod requires no k8s.io/kubernetes")?;
     let place = cache_dir()?.join(format!("kubernetes-{version}"));
-    if missing(&place).is_none() {
-        return Ok(place);
+    // All of them on a new machine; a cache that is older than this list lacks some.
+    let missing = missing(&place);
+    if !missing.is_empty() {
+        build(&missing, &module, &place, version)?;
     }
-    build(&module, &place, version)?;
     Ok(place)
 }
 
-fn missing(folder: &Path) -> Option<&'static str> {
-    CONTROL_PLANE.iter().map(|program| program.name).find(|name| !folder.join(name).is_file())
+fn missing(folder: &Path) -> Vec<&'static GoProgram> {
+    CONTROL_PLANE.iter().filter(|program| !folder.join(program.name).is_file()).collect()
 }
 
-fn build(module: &Path, place: &Path, version: &str) -> Result<()> {
+fn build(programs: &[&GoProgram], module: &Path, place: &Path, version: &str) -> Result<()> {
     let Some(go) = sh::find("go") else {
         bail!(
             "the api tests build Kubernetes {version} and need Go: install it, or let KUBEBUILDER_ASSETS name its programs"
@@ -49,14 +52,16 @@ fn build(module: &Path, place: &Path, version: &str) -> Result<()> {
     let mut command = Command::new(go);
     command.current_dir(module).env("CGO_ENABLED", "0").env_remove("GOFLAGS");
     command.args(["build", "-mod=readonly", "-buildvcs=false", "-trimpath", "-ldflags", "-s -w", "-o"]);
-    command.arg(&beside).args(CONTROL_PLANE.iter().map(|program| program.package));
-    quiet(&format!("building Kubernetes {version} for the api tests (6 minutes, once)"), &mut command)?;
-    for GoProgram { name, package } in CONTROL_PLANE {
+    command.arg(&beside).args(programs.iter().map(|program| program.package));
+    let names: Vec<_> = programs.iter().map(|program| program.name).collect();
+    let names = names.join(", ");
+    quiet(&format!("building {names} of Kubernetes {version} for the api tests (minutes, once)"), &mut command)?;
+    fs::create_dir_all(place).with_context(|| format!("create {}", place.display()))?;
+    for GoProgram { name, package } in programs {
         let built = beside.join(built_as(package));
-        fs::rename(&built, beside.join(name)).with_context(|| format!("rename {}", built.display()))?;
+        fs::rename(&built, place.join(name)).with_context(|| format!("rename {}", built.display()))?;
     }
-    drop(fs::remove_dir_all(place));
-    fs::rename(&beside, place).with_context(|| format!("rename {}", beside.display()))?;
+    drop(fs::remove_dir_all(&beside));
     say(format!("Kubernetes {version}: {}", place.display()));
     Ok(())
 }
@@ -78,6 +83,19 @@ fn version(text: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_is_missing() {
+        let folder = env::temp_dir().join(format!("purelb-kube-{}", std::process::id()));
+        let names = || missing(&folder).into_iter().map(|program| program.name).collect::<Vec<_>>();
+        assert_eq!(names().len(), CONTROL_PLANE.len());
+        fs::create_dir_all(&folder).unwrap();
+        for old in ["etcd", "kube-apiserver", "kube-controller-manager"] {
+            fs::write(folder.join(old), "").unwrap();
+        }
+        assert_eq!(names(), ["kube-proxy"]);
+        fs::remove_dir_all(&folder).unwrap();
+    }
 
     #[test]
     fn version_and_names() {

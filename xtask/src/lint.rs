@@ -11,6 +11,8 @@ pub fn all() -> Result<()> {
     let mut report = Report::default();
     report.check("format", || sh::run(sh::cargo().args(["fmt", "--all", "--check"])));
     report.check("clippy", || {
+        // What libFuzzer is built with.
+        setup::compiler()?;
         let mut clippy = sh::cargo();
         clippy.args(["clippy", "--quiet", "--workspace", "--exclude", "purelb-ebpf", "--all-targets"]);
         sh::run(clippy.args(["--features", "purelb-common/user", "--", "-D", "warnings"]))

@@ -1,6 +1,8 @@
 //! Build system of the workspace: `cargo xtask --help`.
 
 mod build;
+mod debian;
+mod fuzz;
 mod kube;
 mod lint;
 mod report;
@@ -10,6 +12,7 @@ mod source;
 mod test;
 mod tidy;
 mod tools;
+mod vm;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -50,6 +53,13 @@ enum Task {
         #[arg(long)]
         filter: Option<String>,
     },
+    /// Run tests again under other kernels: Debian's, in guests that qemu emulates
+    #[command(after_help = "Examples: cargo xtask vm\n          cargo xtask vm --kernel 6.12 --filter on_every_node")]
+    Vm(vm::Options),
+    /// Fuzz with libFuzzer, as long as is wanted; new inputs and findings go to target/fuzz
+    #[command(after_help = "Examples: cargo xtask fuzz plan --seconds 3600\n          \
+                            cargo xtask fuzz plan -- target/fuzz/plan/crash-da39a3")]
+    Fuzz(fuzz::Options),
     /// Show the load balancer at work in network namespaces
     #[command(after_help = "Example: cargo xtask demo --keep")]
     Demo {
@@ -76,6 +86,8 @@ fn main() -> Result<()> {
         Task::Codegen { check } => build::generate(check),
         Task::Lint => lint::all(),
         Task::Test { tier, filter } => test::run(tier, filter.as_deref()),
+        Task::Vm(options) => vm::run(&options),
+        Task::Fuzz(options) => fuzz::run(&options),
         Task::Demo { keep, args } => {
             let keep = keep.then(|| "--keep".to_owned());
             test::demo(&keep.into_iter().chain(args).collect::<Vec<_>>())

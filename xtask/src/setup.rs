@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::sh::{self, as_root, cache_dir, cargo, quiet, say};
 use crate::source;
-use crate::tools::{BPF_LINKER, TEST_TOOLS, Tool};
+use crate::tools::{BPF_LINKER, TEST_TOOLS, Tool, UNWANTED_SERVICES, VM_TOOLS};
 
 /// Where the agent and the tests pin maps.
 pub const BPFFS: &str = "/sys/fs/bpf";
@@ -18,7 +18,8 @@ pub fn all() -> Result<()> {
     let _lock = sh::lock()?;
     linker()?;
     source::ensure()?;
-    packages()?;
+    packages(TEST_TOOLS)?;
+    packages(VM_TOOLS)?;
     bpffs()?;
     say("set-up complete");
     Ok(())
@@ -27,8 +28,15 @@ pub fn all() -> Result<()> {
 /// What the tests need beside the toolchain.
 pub fn for_tests() -> Result<()> {
     let _lock = sh::lock()?;
-    packages()?;
+    packages(TEST_TOOLS)?;
     bpffs()
+}
+
+/// What guests are made of.
+pub fn for_guests() -> Result<()> {
+    let _lock = sh::lock()?;
+    packages(TEST_TOOLS)?;
+    packages(VM_TOOLS)
 }
 
 /// bpf-linker of the pinned version, installed into the cache when it does not answer.
@@ -52,9 +60,18 @@ pub fn linker() -> Result<PathBuf> {
     Ok(bin)
 }
 
+/// A C++ compiler, for libFuzzer.
+pub fn compiler() -> Result<()> {
+    if std::env::var_os("CXX").is_some() || sh::find("c++").is_some() {
+        return Ok(());
+    }
+    let _lock = sh::lock()?;
+    packages(TEST_TOOLS)
+}
+
 /// The distribution's packages, only those whose program is missing.
-fn packages() -> Result<()> {
-    let missing: Vec<&Tool> = TEST_TOOLS.iter().filter(|tool| sh::find(tool.program).is_none()).collect();
+fn packages(tools: &[Tool]) -> Result<()> {
+    let missing: Vec<&Tool> = tools.iter().filter(|tool| sh::find(tool.program).is_none()).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -62,16 +79,32 @@ fn packages() -> Result<()> {
     if sh::find("apt-get").is_none() {
         bail!("missing programs and no apt-get: install the equivalents of {}", names.join(", "));
     }
-    let mut install =
-        vec!["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "-y", "--no-install-recommends"];
+    // `sh -c SCRIPT sh PACKAGE...`
+    let mut install = vec!["sh", "-c", INSTALL, "sh"];
     install.extend(&names);
     let label = format!("installing {}", names.join(", "));
     if quiet(&label, &mut as_root(&install)?).is_err() {
         quiet("refreshing the package lists", &mut as_root(&["apt-get", "update"])?)?;
         quiet(&label, &mut as_root(&install)?)?;
     }
+    let services = UNWANTED_SERVICES.iter().filter(|(package, _)| names.contains(package));
+    let disable: Vec<&str> = ["systemctl", "disable"].into_iter().chain(services.map(|(_, name)| *name)).collect();
+    if disable.len() > 2 && sh::find("systemctl").is_some() {
+        quiet("keeping new services from the next boot", &mut as_root(&disable)?)?;
+    }
     Ok(())
 }
+
+/// Installs; a policy of Debian's kind keeps what is new from being started (a machine's own policy stays).
+const INSTALL: &str = r#"
+policy=/usr/sbin/policy-rc.d
+if ! [ -e $policy ]; then
+    trap 'rm -f $policy' EXIT
+    trap 'exit 130' HUP INT TERM
+    printf '#!/bin/sh\nexit 101\n' >$policy && chmod 755 $policy
+fi
+DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@"
+"#;
 
 /// Mounts bpffs where everything expects it.
 fn bpffs() -> Result<()> {

@@ -131,11 +131,11 @@ pub fn as_root(args: &[&str]) -> Result<Command> {
     Ok(command)
 }
 
-/// A program in PATH or in the folders of system programs that a user's PATH leaves out.
+/// A program in PATH or in the folders of system programs that a user's PATH leaves out (FRR's daemons have their own).
 pub fn find(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
-        .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
+        .chain(["/usr/sbin", "/sbin", "/usr/lib/frr"].map(PathBuf::from))
         .map(|dir| dir.join(program))
         .find(|file| file.is_file())
 }
@@ -149,7 +149,8 @@ fn show(command: &Command) -> String {
     text
 }
 
-fn tail(text: &str) -> String {
+/// The last lines.
+pub fn tail(text: &str) -> String {
     let lines: Vec<&str> = text.lines().collect();
     lines.iter().skip(lines.len().saturating_sub(40)).map(|line| format!("{line}\n")).collect()
 }

@@ -8,20 +8,24 @@ use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 
 use crate::report::Report;
-use crate::{build, kube, setup, sh};
+use crate::{build, fuzz, kube, setup, sh, vm};
 
 /// A group of tests with the same needs.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Tier {
     /// The crates' own tests: no rights needed
     Unit,
+    /// Every fuzz target for a moment, on its corpus first: no rights needed
+    Fuzz,
     /// The programs in the kernel, packet by packet (root)
     Dp,
     /// Network namespaces with real traffic (root)
     Netns,
     /// A real Kubernetes control plane (root)
     Api,
-    /// All of them
+    /// The packets and some of the labs under Debian's kernels in emulated guests, as `cargo xtask vm`
+    Vm,
+    /// All of them but vm
     All,
 }
 
@@ -29,12 +33,21 @@ pub enum Tier {
 pub fn run(tier: Tier, filter: Option<&str>) -> Result<()> {
     let object = build::ebpf()?;
     let mut report = Report::default();
+    if tier == Tier::Vm {
+        vm::tier(&object, filter, &mut report)?;
+        return report.finish();
+    }
     let wanted = |other: &Tier| tier == *other || tier == Tier::All;
-    let tiers: Vec<Tier> = [Tier::Unit, Tier::Dp, Tier::Netns, Tier::Api].into_iter().filter(wanted).collect();
+    let tiers: Vec<Tier> =
+        [Tier::Unit, Tier::Fuzz, Tier::Dp, Tier::Netns, Tier::Api].into_iter().filter(wanted).collect();
     if let Some(filter) = filter {
         named(&tiers, &object, filter)?;
     }
     for tier in tiers {
+        if tier == Tier::Fuzz {
+            fuzz::tier(&object, filter, &mut report)?;
+            continue;
+        }
         report.check(tier.title(), || {
             let mut test = tier.tests(&object);
             if tier != Tier::Unit {
@@ -57,7 +70,7 @@ impl Tier {
             Self::Dp => "datapath tests",
             Self::Netns => "namespace tests",
             Self::Api => "api tests",
-            Self::Unit | Self::All => "unit tests",
+            Self::Unit | Self::Fuzz | Self::Vm | Self::All => "unit tests",
         }
     }
 
@@ -65,19 +78,15 @@ impl Tier {
     fn tests(self, object: &Path) -> Command {
         let mut test = with_object(object, "test");
         match self {
-            Self::Dp => test.args(["-p", "purelb-tests", "--test", "dp_*"]),
-            Self::Netns => test.args(["-p", "purelb-tests", "--test", "netns_*"]),
-            Self::Api => test.args(["-p", "purelb-tests", "--test", "api_*"]),
-            Self::Unit | Self::All => test.args(["-p", "purelb-common", "--features", "purelb-common/user"]).args([
-                "-p",
-                "purelb-plan",
-                "-p",
-                "purelb-agent",
-                "-p",
-                "xtask",
-            ]),
+            Self::Dp => test.args(["-p", "purelb-tests", "--test", "dp"]),
+            Self::Netns => test.args(["-p", "purelb-tests", "--test", "netns"]),
+            Self::Api => test.args(["-p", "purelb-tests", "--test", "api"]),
+            Self::Unit | Self::Fuzz | Self::Vm | Self::All => test
+                .args(["-p", "purelb-common", "--features", "purelb-common/user"])
+                .args(["-p", "purelb-plan", "-p", "purelb-agent", "-p", "xtask"]),
         };
-        test.arg("--no-fail-fast");
+        // An error of a test says where it is from; its backtrace would hide the output of the others.
+        test.arg("--no-fail-fast").env("RUST_LIB_BACKTRACE", "0");
         test
     }
 }
@@ -85,6 +94,12 @@ impl Tier {
 /// A filter that names no test is a mistake: nothing would run, and that would count as passed.
 fn named(tiers: &[Tier], object: &Path, filter: &str) -> Result<()> {
     for tier in tiers {
+        if *tier == Tier::Fuzz {
+            if fuzz::targets(Some(filter))?.is_empty() {
+                continue;
+            }
+            return Ok(());
+        }
         let list = sh::read(tier.tests(object).args(["--", "--list"]).arg(filter))?;
         if list.lines().any(|line| line.ends_with(": test")) {
             return Ok(());
@@ -135,7 +150,8 @@ fn ready(object: &Path, release: bool) -> Result<PathBuf> {
     Ok(sh::target_dir().join(if release { "release" } else { "debug" }).join("purelb-agent"))
 }
 
-fn with_object(object: &Path, verb: &str) -> Command {
+/// cargo, which puts this object into the agent.
+pub fn with_object(object: &Path, verb: &str) -> Command {
     let mut cargo = sh::cargo();
     cargo.arg(verb).env("PURELB_EBPF_OBJECT", object);
     cargo

@@ -33,6 +33,7 @@ pub const RULES: &[(&str, Rule)] = &[
     ("tidy: no path of one machine", no_machine_paths),
     ("tidy: every invariant is tested", invariants),
     ("tidy: every reason is tested", reasons),
+    ("tidy: tests/README.md names tests", named_tests),
 ];
 
 /// Text files of the project by path relative to the root.
@@ -164,16 +165,27 @@ fn reasons(tree: &Tree) -> Vec<String> {
         return vec!["purelb-common/src/verdict.rs: `enum Reason` not found".to_owned()];
     }
     let tests: String =
-        tree.rust().filter(|(path, _)| path.starts_with("tests/tests/dp_")).map(|(_, text)| text).collect();
+        tree.rust().filter(|(path, _)| path.starts_with("tests/tests/dp/")).map(|(_, text)| text).collect();
     let words: BTreeSet<&str> = tests.split(|c: char| !is_word(c)).collect();
     let open = variants.iter().filter(|name| !words.contains(name.as_str()));
-    open.map(|name| format!("Reason::{name}: named in no tests/tests/dp_*.rs")).collect()
+    open.map(|name| format!("Reason::{name}: named in no tests/tests/dp")).collect()
 }
 
 fn reason_variants(text: &str) -> Vec<String> {
     let body = text.split_once("enum Reason {").and_then(|(_, rest)| rest.split_once("\n}")).map(|(body, _)| body);
     let lines = body.unwrap_or_default().lines().map(code);
     lines.filter_map(|line| Some(line.split_once(" = ")?.0.trim().to_owned())).collect()
+}
+
+/// What its table names as `file: function` is there.
+fn named_tests(tree: &Tree) -> Vec<String> {
+    let table = tree.text("tests/README.md").unwrap_or_default();
+    let named = table.split('`').skip(1).step_by(2).filter_map(|code| code.split_once(".rs: "));
+    let missing = named.filter(|(file, name)| {
+        let text = tree.text(&format!("{file}.rs")).unwrap_or_default();
+        !text.contains(&format!("fn {name}("))
+    });
+    missing.map(|(file, name)| format!("tests/README.md: {file}.rs has no `{name}`")).collect()
 }
 
 /// The part of a file before its unit tests.
@@ -224,6 +236,16 @@ mod tests {
         let path = ["", "work", "main"].join("/");
         assert_eq!(no_machine_paths(&tree("a.md", &format!("see {path}"))).len(), 1);
         assert!(no_machine_paths(&tree("a.md", &format!("see target{path}"))).is_empty());
+    }
+
+    #[test]
+    fn tests_that_are_named_exist() {
+        let tree = |table: &str| {
+            let files = [("tests/README.md", table), ("a.rs", "fn is_there() {}")];
+            Tree(files.map(|(path, text)| (path.to_owned(), text.to_owned())).to_vec())
+        };
+        assert!(named_tests(&tree("`a.rs: is_there` and `cargo test`")).is_empty());
+        assert_eq!(named_tests(&tree("`a.rs: is_there` `a.rs: is_not` `b.rs: is_there`")).len(), 2);
     }
 
     #[test]

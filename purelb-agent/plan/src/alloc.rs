@@ -6,12 +6,14 @@
 //! Services' status ── ledger (who holds which address) ────────┼─ decide ──> Decision: ingress, annotations, events
 //! Service ─────────────────────────────────────────────────────┘
 //! ```
+//! Addresses of external groups come from sidecars; [`external`] says what they are asked and told.
 //! [`Allocator`](allocator::Allocator) keeps catalog and ledger current and looks again at what may have changed.
 
 pub mod allocator;
 pub mod catalog;
 pub mod claim;
 pub mod decide;
+pub mod external;
 pub mod group;
 pub mod ledger;
 pub mod range;

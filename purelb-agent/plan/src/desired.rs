@@ -9,8 +9,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use purelb_common::table::{DROP, PASS, READY, TERMINATING, UNREADY, VIP_OTHER_PROTOCOLS, VIP_UNKNOWN_PASS};
+use purelb_common::table::{
+    DROP, PASS, READY, TERMINATING, UNREADY, VIP_LOCAL, VIP_OTHER_PROTOCOLS, VIP_REMOTE, VIP_UNKNOWN_PASS,
+};
 
+use crate::announce::remote::{self, Kind};
 use crate::ids::family;
 use crate::observed::{Frontend, Observed, Slots};
 use crate::problem::Problem;
@@ -69,8 +72,13 @@ impl Desired {
             node: world.node.clone(),
             services: BTreeMap::new(),
             node_addresses: world.node_addresses.clone(),
+            local_networks: world.local_networks.clone(),
+            leaving: world.leaving.clone(),
             pod_ranges: BTreeSet::new(),
             datapath: world.datapath.clone(),
+            announcing: world.announcing.clone(),
+            excluded: false,
+            evicting: false,
             kube_proxy: world.kube_proxy,
             live: false,
             unread: false,
@@ -186,6 +194,11 @@ fn part(world: &World, name: &str, service: &Service, owners: &BTreeMap<Frontend
         }
         let pass = world.datapath.unknown_ports_pass || world.datapath.mode == Mode::Off;
         let mut flags = if pass { VIP_UNKNOWN_PASS } else { 0 };
+        flags |= match remote::kind(world, service, vip) {
+            Some(Kind::Local) => VIP_LOCAL,
+            Some(Kind::Remote(_)) => VIP_REMOTE,
+            None => 0,
+        };
         for port in &service.ports {
             let Some(protocol) = port.protocol else {
                 flags |= VIP_OTHER_PROTOCOLS;

@@ -25,7 +25,10 @@ type Key = (u32, IpAddr, u16);
 #[derive(Debug, Default)]
 pub struct Ids {
     ids: BTreeMap<Key, u16>,
+    /// Below `fresh`.
     free: BTreeSet<(Family, u16)>,
+    /// From here on all are free: most are, and to list them would be the most of a look.
+    fresh: BTreeMap<Family, u16>,
     /// Free from the next look on: programs may still have them.
     purged: Vec<(Family, u16)>,
 }
@@ -46,11 +49,16 @@ impl Ids {
     /// that stands for the same as another one is purged.
     #[must_use]
     pub fn read(observed: &Observed, named: &Named, writes: &mut Writes) -> Self {
-        let both = [Family::V4, Family::V6].into_iter();
-        let all = both.flat_map(|family| (FIRST_ENDPOINT..ENDPOINT_IDS as u16).map(move |id| (family, id)));
         let taken = |at: &(Family, u16)| observed.endpoints.get(at).is_some_and(|e| e.state != GONE);
-        let free = all.filter(|at| !taken(at) && !named.has(at.0, at.1)).collect();
-        let mut out = Self { ids: BTreeMap::new(), free, purged: Vec::new() };
+        let mut out = Self::default();
+        for family in [Family::V4, Family::V6] {
+            let known = observed.endpoints.range((family, 0)..=(family, u16::MAX)).next_back().map(|(at, _)| at.1);
+            let last = known.max(named.last(family));
+            let fresh = last.map_or(FIRST_ENDPOINT, |last| last.saturating_add(1).max(FIRST_ENDPOINT));
+            let below = (FIRST_ENDPOINT..fresh).map(|id| (family, id));
+            out.free.extend(below.filter(|at| !taken(at) && !named.has(at.0, at.1)));
+            out.fresh.insert(family, fresh);
+        }
         for (&at, entry) in observed.endpoints.iter().filter(|(_, e)| e.state != GONE) {
             let key = (entry.service, entry.addr, entry.port);
             match out.ids.entry(key) {
@@ -95,11 +103,10 @@ impl Ids {
                 continue;
             }
             let family = family(addr);
-            let Some(&at) = self.free.range((family, 0)..=(family, u16::MAX)).next() else {
+            let Some(at) = self.take(family) else {
                 writes.missing.insert(service);
                 continue;
             };
-            self.free.remove(&at);
             let generation = observed.endpoints.get(&at).map_or(0, |e| e.generation).wrapping_add(1).max(1);
             let entry = EndpointEntry { addr, port, state, generation, service };
             self.ids.insert((service, addr, port), at.1);
@@ -122,6 +129,19 @@ impl Ids {
     #[must_use]
     pub fn get(&self, service: u32, (addr, port): (IpAddr, u16)) -> Option<u16> {
         self.ids.get(&(service, addr, port)).copied()
+    }
+
+    /// The lowest that is free.
+    fn take(&mut self, family: Family) -> Option<(Family, u16)> {
+        let below = self.free.range((family, 0)..=(family, u16::MAX)).next().copied();
+        if let Some(at) = below {
+            self.free.remove(&at);
+            return Some(at);
+        }
+        let fresh = self.fresh.get_mut(&family).filter(|id| u32::from(**id) < ENDPOINT_IDS)?;
+        let at = (family, *fresh);
+        *fresh += 1;
+        Some(at)
     }
 
     fn of(&self, service: u32) -> Vec<(Key, u16)> {
@@ -167,8 +187,17 @@ impl Named {
     }
 
     fn has(&self, family: Family, id: u16) -> bool {
+        self.of(family).get(usize::from(id)).copied().unwrap_or(false)
+    }
+
+    /// The highest.
+    fn last(&self, family: Family) -> Option<u16> {
+        let last = self.of(family).iter().rposition(|named| *named)?;
+        u16::try_from(last).ok()
+    }
+
+    fn of(&self, family: Family) -> &[bool] {
         let [v4, v6] = &self.0;
-        let ids = if family == Family::V4 { v4 } else { v6 };
-        ids.get(usize::from(id)).copied().unwrap_or(false)
+        if family == Family::V4 { v4 } else { v6 }
     }
 }

@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 pub mod alloc;
+pub mod announce;
 pub mod apply;
 pub mod blocks;
 pub mod desired;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use purelb_common::table::{GONE, READY};
+use purelb_common::table::{GONE, READY, VIP_OTHER_PROTOCOLS, VIP_UNKNOWN_PASS};
 
 use crate::desired::{Desired, Front};
 use crate::observed::{Frontend, Observed};
@@ -96,10 +96,10 @@ impl Unproven {
         !named || self.frontends.keys().any(|f| f.vip == *vip)
     }
 
-    /// Flags that it had: they let through, so to drop them could break what runs.
+    /// Flags that it had, of those that let through: to drop them could break what runs.
     #[must_use]
     pub fn flags(&self, vip: &IpAddr) -> u32 {
-        self.vips.get(vip).map_or(0, |(flags, _)| *flags)
+        self.vips.get(vip).map_or(0, |(flags, _)| *flags & (VIP_UNKNOWN_PASS | VIP_OTHER_PROTOCOLS))
     }
 
     /// For people.

@@ -1,38 +1,46 @@
-//! Allocation: its laws against a random model, and PureLB's rules one by one. Invariants I12 and I13.
+//! Allocation: its laws against a random model, and PureLB's rules one by one. Invariants I12, I13 and I17.
 
 use purelb_plan::alloc::claim::{Claim, annotation};
 use purelb_plan::alloc::group::{Announce, External, Spec};
 use purelb_plan::observed::Family::{V4, V6};
 
+use chance::Chance;
 use model::{Count, Model, PAUSE};
 use rules::{Cluster, families, pools, set, shared};
 
 #[path = "laws/chance.rs"]
 mod chance;
+#[path = "allocation/external.rs"]
+mod external;
 #[path = "allocation/model.rs"]
 mod model;
 #[path = "allocation/rules.rs"]
 mod rules;
+#[path = "allocation/sidecar.rs"]
+mod sidecar;
 
 #[test]
 fn no_address_twice_and_nothing_moves() {
     let mut sum = Count::default();
     for seed in 0..1500 {
-        let mut model = Model::new(seed);
+        let mut model = Model::new(Chance(seed), &[]);
         for round in 0..4 {
             println!("seed {seed} round {round}");
             (0..150).for_each(|_| model.step());
             model.rest();
         }
-        let Count { landed, lost, given, shared, refused, restarts } = model.count;
+        let Count { landed, lost, given, shared, refused, restarts, asked, external } = model.count;
         sum.landed += landed;
         sum.lost += lost;
         sum.given += given;
         sum.shared += shared;
         sum.refused += refused;
         sum.restarts += restarts;
+        sum.asked += asked;
+        sum.external += external;
     }
     println!("{sum:?}");
+    assert!(sum.external > 5_000 && sum.asked < 100 * sum.external, "sidecars are too tame, or pestered: {sum:?}");
     let tame = sum.given < 10_000 || sum.shared < 300 || sum.restarts < 1000 || sum.lost < 1000 || sum.refused < 1000;
     assert!(!tame, "the model is too tame: {sum:?}");
 }
@@ -87,6 +95,7 @@ fn families_come_and_go() {
     assert_eq!(six.apply("x/b", families(&[])), "2001:db8::", "of a family that the group has");
 }
 
+/// Section 11.2: no address is named twice, families are asked for, nothing is left of what failed.
 #[test]
 fn asked_for_by_address() {
     let mut c = Cluster::of(&["10.0.0.0/29", "2001:db8::/64"]);
@@ -120,6 +129,7 @@ fn asked_for_by_address() {
     assert_eq!(c.events, ["ConfigurationWarning", "AddressAssigned"]);
 }
 
+/// Sections 11.8 and 11.18: at a port conflict nothing is searched, and affinity beside sharing is told.
 #[test]
 fn shared_by_a_key() {
     let mut c = Cluster::of(&["10.0.0.0/29"]);
@@ -198,6 +208,7 @@ fn the_emptiest_range_first() {
     assert_eq!(c.apply("x/f", shared("k", 80)), "10.0.1.2", "a key goes by the order");
 }
 
+/// Section 11.15: an address of ours without a brand is ours, where only the first of PureLB's two writes was done.
 #[test]
 fn whose_services() {
     let mut c = Cluster::of(&["10.0.0.0/29"]);
@@ -220,6 +231,7 @@ fn whose_services() {
     assert_eq!(c.annotations("x/g")[annotation::ALLOCATED_BY], "PureLB");
 }
 
+/// Section 11.12: whatever the status says by then.
 #[test]
 fn another_type_releases() {
     let mut c = Cluster::of(&["10.0.0.0/32"]);
@@ -271,7 +283,7 @@ fn refused_by_the_group() {
     assert_eq!(c.apply("x/f", set(annotation::ADDRESSES, "10.0.1.1")), "NamespaceDenied", "by address neither");
     assert_eq!(c.apply("red/g", |_| {}), "10.0.1.0");
     assert_eq!(c.apply("red/h", set(annotation::SERVICE_GROUP, "default")), "NamespaceDenied");
-    assert_eq!(c.apply("x/i", set(annotation::SERVICE_GROUP, "far")), "ExternalGroup");
+    assert_eq!(c.apply("x/i", set(annotation::SERVICE_GROUP, "far")), "", "its sidecar is asked first");
     // Told once, not at every look.
     c.events.clear();
     c.apply("x/c", set("purelb.io/allow-local", ""));

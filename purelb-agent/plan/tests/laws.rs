@@ -15,6 +15,8 @@ use chance::Chance;
 use maps::Maps;
 use model::{Count, Kind, SETTINGS, SETTLE, VIP, empty, endpoint, tcp};
 
+#[path = "laws/announced.rs"]
+mod announced;
 #[path = "laws/chance.rs"]
 mod chance;
 #[path = "laws/maps.rs"]
@@ -119,6 +121,34 @@ fn released_clients_do_not_stick() {
         assert_eq!(maps.packet(&config, VIP, flow(client, 2000), true, 130), Ok(None), "a new flow of client {client}");
         assert_eq!(maps.packet(&config, VIP, flow(client, 1000), false, 130), to, "a running flow of client {client}");
     }
+}
+
+/// A pod that went and came back has another id when its own was given away meanwhile. What an earlier flow of the same
+/// client port left says the old one, which leads nowhere, and must not hide the new one. Found by the fuzzer.
+#[test]
+fn what_an_id_left_behind_hides_no_answer() {
+    let maps = Maps::default();
+    let (config, flow) =
+        (Config { half_open: 60, tcp_idle: SETTLE, ..Config::default() }, ([198, 51, 100, 1], 1000, 80));
+    let (pod, other) = ([10, 0, 0, 1], [10, 0, 0, 2]);
+    let now = |endpoints: Vec<Endpoint>, tick| {
+        let vips = [IpAddr::from(VIP)].into();
+        let service = Service { vips, ports: vec![tcp(80)], local_policy: true, endpoints, ..Service::default() };
+        let services = [("default/web".to_owned(), Arc::new(service))].into();
+        let world = World { node: "n".to_owned(), services, ..World::default() };
+        follow(&world, &mut maps.twin.borrow_mut(), tick);
+    };
+    let talk = |tick| {
+        assert_eq!(maps.packet(&config, VIP, flow, true, tick), Ok(Some(pod)));
+        assert_eq!(maps.answer(&config, flow, pod, tick), Some(VIP), "at {tick}");
+    };
+    maps.twin.replace(empty());
+    now(vec![endpoint(pod, EndpointState::Ready)], 100);
+    talk(110);
+    now(vec![], 120);
+    now(vec![endpoint(other, EndpointState::Unready)], 130);
+    now(vec![endpoint(pod, EndpointState::Ready), endpoint(other, EndpointState::Unready)], 140);
+    talk(150);
 }
 
 fn pods(n: u32, seed: u64) -> Vec<(IpAddr, u16)> {

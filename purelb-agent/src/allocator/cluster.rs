@@ -14,11 +14,13 @@ use tokio::task::JoinSet;
 
 use super::groups::Groups;
 use super::networks::Networks;
+use super::sidecars::Sidecars;
 use super::{Figures, tell};
-use crate::cluster::lease::{Candidate, Grant, Grants, LeaseError, PACE, Term};
+use crate::cluster::journal::{Grant, Grants, Journal};
+use crate::cluster::lease::{Candidate, DURATION, LeaseError, PACE, Term};
 use crate::cluster::store::Store;
 use crate::cluster::watch::{Feed, of_allocator};
-use crate::cluster::write::{self, Events, Outcome};
+use crate::cluster::write::{self, Events, MANAGER, Outcome};
 use crate::source::claim::Home;
 use crate::source::estate::Register;
 use crate::source::parse::Kind;
@@ -64,7 +66,7 @@ pub async fn run(office: Office, mut figures: Figures, mut stop: watch::Receiver
     }
     let candidate = Candidate::new(office.client.clone(), &office.namespace, office.identity.clone());
     // What it had written down itself: a Lease that was deleted or spoilt since ends no write.
-    let mut own = Grants::new();
+    let (mut own, mut led) = (Journal::default(), false);
     loop {
         // Standing by is being ready.
         figures.ready.store(true, Ordering::Relaxed);
@@ -76,19 +78,23 @@ pub async fn run(office: Office, mut figures: Figures, mut stop: watch::Receiver
         let mut inherited = std::mem::take(&mut term.inherited);
         inherit(&mut inherited, own);
         let mut desk = Desk::new(&office, figures, inherited);
+        desk.unproven = term.unproven && !led;
+        led = true;
         let end = desk.work(&mut term, &mut stop).await;
-        own = desk.grants();
+        own = desk.journal();
         figures = desk.figures;
         match end {
             End::Stopped => return term.release(&own).await,
-            End::Lost(error) => tracing::warn!(%error, "no longer leading"),
+            End::Lost(error) => tracing::warn!(event = "leaseLost", %error, "no longer leading"),
         }
     }
 }
 
 /// Beside what the Lease says. Of two grants about one version either may come true.
-fn inherit(inherited: &mut Grants, own: Grants) {
-    for (name, grant) in own {
+fn inherit(inherited: &mut Journal, own: Journal) {
+    inherited.debts.extend(own.debts);
+    let inherited = &mut inherited.grants;
+    for (name, grant) in own.grants {
         match inherited.get_mut(&name) {
             Some(known) if known.uid == grant.uid && known.version == grant.version => known.ips.extend(grant.ips),
             Some(_) => {}
@@ -136,6 +142,7 @@ struct Desk {
     /// From the first list on.
     allocator: Option<Allocator>,
     inherited: Grants,
+    sidecars: Sidecars,
     writes: BTreeMap<String, Write>,
     running: JoinSet<(String, Outcome)>,
     failures: BTreeMap<String, Failure>,
@@ -144,12 +151,18 @@ struct Desk {
     due: bool,
     /// More was decided than is written at once.
     more: bool,
+    /// There was no Lease. Where addresses were given before, somebody deleted it, and a leader that nobody knows of may
+    /// have writes under way.
+    unproven: bool,
+    /// Nothing is given before.
+    rests: Instant,
     started: Instant,
 }
 
 impl Desk {
-    fn new(office: &Office, figures: Figures, inherited: Grants) -> Self {
-        let events = Events::new(office.client.clone(), &office.identity);
+    fn new(office: &Office, figures: Figures, inherited: Journal) -> Self {
+        let sidecars = Sidecars::new(inherited.debts, figures.rpcs.clone());
+        let events = Events::new(office.client.clone(), MANAGER, &office.identity);
         Self {
             office: office.clone(),
             figures,
@@ -159,12 +172,15 @@ impl Desk {
             register: Register::default(),
             networks: Networks::default(),
             allocator: None,
-            inherited,
+            inherited: inherited.grants,
+            sidecars,
             writes: BTreeMap::new(),
             running: JoinSet::new(),
             failures: BTreeMap::new(),
             due: false,
             more: false,
+            unproven: false,
+            rests: Instant::now(),
             started: Instant::now(),
         }
     }
@@ -194,14 +210,22 @@ impl Desk {
                     self.ended(done);
                     false
                 }
+                done = self.sidecars.next() => {
+                    self.sidecars.take(done, self.clock());
+                    self.due = true;
+                    false
+                }
             };
             self.read();
             let granted = self.decide();
-            if renew || granted {
-                match term.renew(&self.grants()).await {
-                    Ok(()) => self.written_down(),
+            if renew || granted || !self.sidecars.is_written_down() {
+                let journal = self.journal();
+                match term.renew(&journal).await {
+                    Ok(()) => self.written_down(journal),
                     Err(error @ LeaseError::Lost(_)) => return End::Lost(error),
-                    Err(error @ LeaseError::Away(_)) if term.is_sure() => tracing::debug!(%error, "not renewed"),
+                    Err(error @ LeaseError::Away(_)) if term.is_sure() => {
+                        tracing::debug!(op = "renewLease", %error, "not renewed")
+                    }
                     Err(error @ LeaseError::Away(_)) => return End::Lost(error),
                 }
             }
@@ -211,8 +235,9 @@ impl Desk {
             self.begin();
             if renew && let Some(allocator) = &self.allocator {
                 let metrics = &mut self.figures.metrics;
-                self.groups.look(&self.store, &self.register, allocator.ledger(), metrics);
-                metrics.pools(&self.register.estate.catalog, allocator.ledger());
+                let figures = self.sidecars.figures();
+                self.groups.look(&self.store, &self.register, (allocator.ledger(), figures), metrics);
+                metrics.pools(&self.register.estate.catalog, allocator.ledger(), figures);
             }
         }
     }
@@ -227,7 +252,7 @@ impl Desk {
             if self.office.install.is_some() && !groups.is_empty() && groups.keys().all(|key| self.is_outside(key)) {
                 tracing::warn!(event = "installNamespaceSuspect", "no ServiceGroup is in our namespace: all count");
             }
-            tracing::debug!(groups = catalog.groups().count(), "ServiceGroups were read");
+            tracing::debug!(event = "configUpdated", groups = catalog.groups().count(), "ServiceGroups were read");
         }
         for (_, name) in changed.iter().filter(|key| key.0 == Kind::Service) {
             self.register.read_service(&self.store, name, Home::Cluster, false);
@@ -252,7 +277,14 @@ impl Desk {
                 self.inherited.iter().map(|(name, grant)| (name.clone(), (grant.uid.clone(), grant.ips.clone())));
             self.allocator = Some(Allocator::new(self.office.settings.clone(), inherited.collect()));
             self.figures.ready.store(true, Ordering::Relaxed);
-            tracing::info!(services = self.register.estate.services.len(), "allocating");
+            if self.unproven && self.register.estate.services.values().any(|claim| claim.is_branded()) {
+                tracing::info!(
+                    event = "leaseUnproven",
+                    "addresses were given before, and there was no Lease: nothing is given for {DURATION:?}"
+                );
+                self.rests = Instant::now() + DURATION;
+            }
+            tracing::info!(event = "stateSynced", services = self.register.estate.services.len(), "allocating");
         }
     }
 
@@ -265,12 +297,16 @@ impl Desk {
         let now = Instant::now();
         // A few at a time would be written down one by one.
         let room = self.writes.len() <= BATCH / 2;
-        if !(self.due || self.more && room) || !self.store.is_listed(now) {
+        if !(self.due || self.more && room) || self.rests > now || !self.store.is_listed(now) {
             return false;
         }
-        let Some(allocator) = &mut self.allocator else { return false };
+        if self.allocator.is_none() {
+            return false;
+        }
         (self.due, self.more) = (false, false);
-        let clock = u64::try_from(now.duration_since(self.started).as_millis()).unwrap_or(u64::MAX);
+        let clock = self.clock();
+        let Some(allocator) = &mut self.allocator else { return false };
+        self.register.estate.answers.clone_from(self.sidecars.answers());
         let mut granted = false;
         let grants = self.writes.values().filter_map(|write| write.grant.as_ref());
         let mut open: usize = grants.map(|grant| grant.ips.len()).sum();
@@ -300,18 +336,26 @@ impl Desk {
             let stage = Stage::Waiting;
             self.writes.insert(name.clone(), Write { claim, version, decision, grant, stage });
         }
+        self.sidecars.look(&self.register.estate, allocator, clock);
         granted
     }
 
-    /// Everything that was given and may come true without the object showing it yet.
-    fn grants(&self) -> Grants {
+    /// In milliseconds.
+    fn clock(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Everything that was given and may come true without the object showing it yet, and what sidecars owe.
+    fn journal(&self) -> Journal {
         let own = self.writes.iter().filter(|(_, write)| write.stage != Stage::Done);
         let own = own.filter_map(|(name, write)| Some((name.clone(), write.grant.clone()?)));
-        self.inherited.clone().into_iter().chain(own).collect()
+        let grants = self.inherited.clone().into_iter().chain(own).collect();
+        Journal { grants, debts: self.sidecars.debts() }
     }
 
     /// What waits may be begun.
-    fn written_down(&mut self) {
+    fn written_down(&mut self, journal: Journal) {
+        self.sidecars.written_down(journal.debts);
         for write in self.writes.values_mut().filter(|write| write.stage == Stage::Waiting) {
             write.stage = Stage::Unclear(Instant::now());
         }
@@ -319,12 +363,17 @@ impl Desk {
 
     fn begin(&mut self) {
         let now = Instant::now();
+        let written = self.sidecars.is_written_down();
+        if written {
+            self.sidecars.begin();
+        }
         for (name, write) in &mut self.writes {
             if self.running.len() >= AT_ONCE {
                 break;
             }
             let begins = match write.stage {
-                Stage::Waiting => write.grant.is_none(),
+                // What it takes from a status a sidecar may owe then.
+                Stage::Waiting => write.grant.is_none() && written,
                 Stage::Unclear(when) => when <= now,
                 Stage::UnderWay | Stage::Done => false,
             };
@@ -350,12 +399,12 @@ impl Desk {
                 self.failures.remove(&name);
                 self.figures.metrics.decided(&self.register.estate.catalog, &write.claim, &write.decision);
                 for event in &write.decision.events {
-                    tell(&name, event);
+                    tell(&name, &write.decision, event);
                     self.events.service(&name, &write.claim.uid, event);
                 }
             }
             Outcome::Unknown(why) => {
-                tracing::warn!(service = name, "its write is tried again: {why}");
+                tracing::warn!(op = "updateServiceStatus", svc = name, error = why, "its write is tried again");
                 write.stage = Stage::Unclear(later(&mut self.failures, &name, &write.version));
             }
             Outcome::Outdated | Outcome::Refused(_) => {
@@ -363,7 +412,7 @@ impl Desk {
                 let version = self.store.version(&(Kind::Service, name.clone()));
                 let mut over = version != Some(write.version.as_str());
                 if let Outcome::Refused(why) = outcome {
-                    tracing::warn!(service = name, "its status is not accepted: {why}");
+                    tracing::warn!(op = "updateServiceStatus", svc = name, error = why, "its status is not accepted");
                     over = true;
                 }
                 // Also an outdated one: the watch may not have shown the new version yet, or be silent.

@@ -1,13 +1,15 @@
 //! On a folder: objects in, state files out. One at a time has the lock of the state folder; the others stand by.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use purelb_plan::alloc::allocator::Allocator;
-use purelb_plan::alloc::claim::Decision;
+use purelb_plan::alloc::claim::{Decision, annotation};
+use purelb_plan::alloc::external::Debt;
 
+use super::sidecars::Sidecars;
 use super::{Figures, tell};
 use crate::args;
 use crate::lock::{self, Lock, LockError};
@@ -45,9 +47,9 @@ pub async fn run(
     let mut desk = Desk::new(&folder, &state, settings, figures);
     loop {
         let lock = turn(&state, &desk.figures.ready).await?;
-        tracing::info!(state = %state.display(), "allocating");
+        tracing::info!(event = "stateSynced", state = %state.display(), "allocating");
         work(&lock, &folder, &state, &mut desk).await;
-        tracing::warn!(state = %state.display(), "the state folder is another one: its lock is taken anew");
+        tracing::warn!(event = "stateReplaced", state = %state.display(), "the state folder is another one: its lock is taken anew");
     }
 }
 
@@ -57,7 +59,7 @@ async fn turn(state: &Path, ready: &AtomicBool) -> Result<Lock, AllocateError> {
         match lock::take(state) {
             Ok(lock) => return Ok(lock),
             Err(LockError::Held { holder, .. }) => {
-                tracing::debug!(?holder, "another allocator has the state folder");
+                tracing::debug!(event = "standingBy", ?holder, "another allocator has the state folder");
                 ready.store(true, Ordering::Relaxed);
                 tokio::time::sleep(STANDBY).await;
             }
@@ -81,8 +83,21 @@ async fn work(lock: &Lock, folder: &Path, state: &Path, desk: &mut Desk) {
         }
         look = tokio::select! {
             () = tokio::time::sleep_until(poll.into()) => Look::All,
-            _ = beat.tick() => if watch.follow() { Look::All } else { Look::default() },
+            _ = beat.tick() => if watch.follow() {
+                Look::All
+            } else {
+                // What sidecars were asked for is asked again.
+                if desk.sidecars.are_used() {
+                    desk.allocate();
+                }
+                Look::default()
+            },
             Some(notice) = watch.notice() => watch.burst(notice).await,
+            done = desk.sidecars.next() => {
+                desk.sidecars.take(done, desk.clock());
+                desk.allocate();
+                Look::default()
+            }
         };
     }
 }
@@ -92,13 +107,18 @@ struct Desk {
     figures: Figures,
     folder: FolderEstate,
     allocator: Allocator,
+    sidecars: Sidecars,
+    /// Services that are gone and whose sidecar has to take something back first.
+    owing: BTreeSet<String>,
     started: Instant,
 }
 
 impl Desk {
     fn new(folder: &Path, state: &Path, settings: &args::Allocation, figures: Figures) -> Self {
         let allocator = Allocator::new(settings.into(), BTreeMap::new());
-        Self { figures, folder: FolderEstate::new(folder, state), allocator, started: Instant::now() }
+        let sidecars = Sidecars::new(BTreeSet::new(), figures.rpcs.clone());
+        let (folder, owing) = (FolderEstate::new(folder, state), BTreeSet::new());
+        Self { figures, folder, allocator, sidecars, owing, started: Instant::now() }
     }
 
     /// Whether anything was written.
@@ -106,32 +126,63 @@ impl Desk {
         if !self.folder.look(look) {
             return false;
         }
-        let mut wrote = false;
         self.forget();
+        self.allocate()
+    }
+
+    /// In milliseconds.
+    fn clock(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Whether anything was written.
+    fn allocate(&mut self) -> bool {
+        let mut wrote = false;
+        self.folder.register.estate.answers.clone_from(self.sidecars.answers());
         // What it writes is looked at again, until nothing is left; a file that cannot be written waits for the poll.
         for _ in 0..4 {
-            let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-            let due = self.allocator.look(&self.folder.register.estate, now).clone();
+            let due = self.allocator.look(&self.folder.register.estate, self.clock()).clone();
             if due.iter().filter(|(name, decision)| self.write(name, decision)).count() == 0 {
                 break;
             }
             wrote = true;
         }
+        let now = self.clock();
+        self.sidecars.look(&self.folder.register.estate, &self.allocator, now);
+        self.sidecars.begin();
         if let Err(error) = self.folder.state.say(Said { problems: self.folder.register.problems() }) {
-            tracing::error!(%error, "cannot write allocator.json");
+            tracing::error!(op = "writeState", %error, "cannot write allocator.json");
         }
-        self.figures.metrics.pools(&self.folder.register.estate.catalog, self.allocator.ledger());
+        let (catalog, figures) = (&self.folder.register.estate.catalog, self.sidecars.figures());
+        self.figures.metrics.pools(catalog, self.allocator.ledger(), figures);
         self.figures.ready.store(true, Ordering::Relaxed);
         wrote
     }
 
+    /// A Service that is gone has something of a sidecar. Its state stays until that was taken back.
+    fn owes(&mut self, name: &str) -> bool {
+        if self.owing.insert(name.to_owned()) {
+            let state = self.folder.state.service(name);
+            let from = state.and_then(|state| state.annotations.get(annotation::ALLOCATED_FROM)?.clone());
+            for group in from.unwrap_or_default().split(", ") {
+                let catalog = &self.folder.register.estate.catalog;
+                let Some(external) = catalog.get(group).and_then(|group| group.external.as_ref()) else { continue };
+                let (service, group, socket) = (name.to_owned(), group.to_owned(), external.socket.clone());
+                self.sidecars.owe(Debt { service, group, socket, ip: None });
+            }
+        }
+        self.sidecars.owes(name)
+    }
+
     /// What was given to Services that are gone is free.
     fn forget(&mut self) {
-        for name in self.folder.gone() {
-            if !self.folder.dir.is_unread() {
+        let gone = self.folder.gone();
+        self.owing.retain(|name| gone.contains(name));
+        for name in gone {
+            if !self.folder.dir.is_unread() && !self.owes(&name) {
                 match self.folder.state.remove(&name) {
-                    Ok(()) => tracing::info!(service = name, "released"),
-                    Err(error) => tracing::error!(service = name, %error, "cannot remove its state"),
+                    Ok(()) => tracing::info!(event = "serviceDeleted", svc = name, "released"),
+                    Err(error) => tracing::error!(op = "removeState", svc = name, %error, "cannot remove its state"),
                 }
             }
             self.folder.read_service(&name);
@@ -152,12 +203,12 @@ impl Desk {
             condition: decision.condition.clone().map(Into::into),
         };
         if let Err(error) = self.folder.state.write(state) {
-            tracing::error!(service = name, %error, "cannot write its state");
+            tracing::error!(op = "writeState", svc = name, %error, "cannot write its state");
             return false;
         }
         self.figures.metrics.decided(&self.folder.register.estate.catalog, claim, decision);
         for event in &decision.events {
-            tell(name, event);
+            tell(name, decision, event);
         }
         self.folder.read_service(name);
         true

@@ -4,13 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use kube::Client;
+use purelb_ipam::v1::StatsResponse;
 use purelb_plan::alloc::catalog::Catalog;
 use purelb_plan::alloc::claim::Event;
 use purelb_plan::alloc::ledger::Ledger;
-use purelb_plan::alloc::status::status;
+use purelb_plan::alloc::status::{announce, status};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
+use super::sidecars::Figures;
 use crate::cluster::store::Store;
 use crate::cluster::write::{self, Events, Outcome};
 use crate::metrics::Allocation;
@@ -47,7 +49,13 @@ impl Groups {
     }
 
     /// Says what is new.
-    pub fn look(&mut self, store: &Store, register: &Register, ledger: &Ledger, metrics: &mut Allocation) {
+    pub fn look(
+        &mut self,
+        store: &Store,
+        register: &Register,
+        (ledger, figures): (&Ledger, &BTreeMap<String, Figures>),
+        metrics: &mut Allocation,
+    ) {
         while let Some(done) = self.running.try_join_next() {
             let Ok((name, outcome)) = done else { continue };
             self.busy.remove(&name);
@@ -57,9 +65,18 @@ impl Groups {
                 Outcome::Refused(why) | Outcome::Unknown(why) => why,
                 Outcome::Outdated => "it is gone, or its CRD has no status: apply deploy/crds".to_owned(),
             };
-            tracing::warn!(group = format!("{}/{}", name.0, name.1), "its status was not written: {why}");
+            tracing::warn!(
+                op = "updatePoolStatus",
+                pool = name.1,
+                namespace = name.0,
+                error = why,
+                "its status was not written"
+            );
             if !self.plain && why.contains(".status.conditions: field not declared in schema") {
-                tracing::warn!("the CRD of ServiceGroups has no conditions, so none are written: apply deploy/crds");
+                tracing::warn!(
+                    event = "oldCRD",
+                    "the CRD of ServiceGroups has no conditions, so none are written: apply deploy/crds"
+                );
                 self.plain = true;
                 continue;
             }
@@ -83,9 +100,15 @@ impl Groups {
                     let reason = if outside { "ServiceGroupOutOfScope" } else { "ParseFailed" };
                     let event = Event { warning: true, reason, message: fault.1.clone() };
                     if outside {
-                        tracing::warn!(event = "serviceGroupOutOfScope", group = key.1, "{}", event.message);
+                        tracing::warn!(
+                            event = "serviceGroupOutOfScope",
+                            pool = name.1,
+                            namespace = name.0,
+                            "{}",
+                            event.message
+                        );
                     } else {
-                        tracing::warn!(group = key.1, reason, "{}", event.message);
+                        tracing::warn!(event = reason, pool = name.1, namespace = name.0, "{}", event.message);
                     }
                     self.events.group(&key.1, &group.metadata.uid, &event);
                 }
@@ -95,7 +118,7 @@ impl Groups {
             if catalog.out_of_scope.contains(&name) {
                 continue;
             }
-            let Some(mut wanted) = wanted(group, &name, catalog, ledger, &faults) else { continue };
+            let Some(mut wanted) = wanted(group, &name, catalog, (ledger, figures), &faults) else { continue };
             if self.plain {
                 // To PureLB's users a group without a status is one that is not used.
                 if catalog.get(&name.1).is_none_or(|usable| usable.namespace != name.0) {
@@ -123,14 +146,27 @@ fn faults(catalog: &Catalog, name: &str) -> Vec<String> {
 }
 
 /// The whole status; `None`: nothing is known of it.
-fn wanted(group: &ServiceGroup, name: &Name, catalog: &Catalog, ledger: &Ledger, faults: &[String]) -> Option<Value> {
+fn wanted(
+    group: &ServiceGroup,
+    name: &Name,
+    catalog: &Catalog,
+    (ledger, figures): (&Ledger, &BTreeMap<String, Figures>),
+    faults: &[String],
+) -> Option<Value> {
     let usable = catalog.get(&name.1).filter(|usable| usable.namespace == name.0);
     let mut out = json!({"allocatedIPv4": 0, "allocatedIPv6": 0});
-    if let Some(usable) = usable {
+    let mut away = None;
+    if let Some((usable, external)) = usable.and_then(|usable| Some((usable, usable.external.as_ref()?))) {
         // A sidecar alone knows what it has.
-        if usable.external.is_some() {
-            return None;
+        let figures = figures.get(&usable.name)?;
+        away = figures.fault.as_ref().map(|fault| format!("the sidecar: {}: {}", fault.code, fault.message));
+        out = of_sidecar(figures.known.as_ref(), away.is_some())?;
+        out["announce"] = json!(announce(usable.announce));
+        out["ipam"] = json!(external.provider);
+        if !usable.namespaces.is_empty() {
+            out["boundNamespaces"] = json!(usable.namespaces);
         }
+    } else if let Some(usable) = usable {
         let status = status(usable, ledger);
         out = json!({
             "announce": status.announce,
@@ -158,18 +194,35 @@ fn wanted(group: &ServiceGroup, name: &Name, catalog: &Catalog, ledger: &Ledger,
             "lastTransitionTime": since.unwrap_or_else(|| write::now().into()),
         })
     };
-    let why = faults.join("; ");
+    let ready = usable.is_some() && away.is_none();
+    let why = away.clone().unwrap_or_else(|| faults.join("; "));
     let conflicting = catalog.conflicting.contains(name);
     let reason = match (usable.is_some(), conflicting) {
+        (true, _) if away.is_some() => "SidecarFailed",
         (true, _) => "Usable",
         (false, true) => "Conflicting",
         (false, false) => "Invalid",
     };
     let other = if conflicting { "Overlaps" } else { "None" };
     out["conditions"] = json!([
-        condition("Ready", usable.is_some(), reason, &why),
+        condition("Ready", ready, reason, &why),
         condition("Conflicting", conflicting, other, if conflicting { &why } else { "" }),
     ]);
+    Some(out)
+}
+
+/// The figures of a sidecar; `None`: it was not heard yet.
+fn of_sidecar(known: Option<&StatsResponse>, away: bool) -> Option<Value> {
+    let Some(known) = known else { return away.then(|| json!({"allocatedIPv4": 0, "allocatedIPv6": 0})) };
+    let count = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+    let mut out = json!({"allocatedIPv4": count(known.in_use_v4), "allocatedIPv6": count(known.in_use_v6)});
+    if !known.display_addresses.is_empty() {
+        out["addresses"] = json!(known.display_addresses);
+    }
+    if known.has_known_capacity {
+        out["availableIPv4"] = json!(count(known.size_v4.saturating_sub(known.in_use_v4)));
+        out["availableIPv6"] = json!(count(known.size_v6.saturating_sub(known.in_use_v6)));
+    }
     Some(out)
 }
 

@@ -106,7 +106,7 @@ impl Programs {
             let _ = self.hang(uplink, Hook::Ingress);
         }
         if let Err(error) = self.maps().set_uplink(uplink.index, uplink.mac) {
-            tracing::warn!(%error, "frames for other hosts on {} are not told apart", uplink.name);
+            tracing::warn!(op = "setUplink", iface = uplink.name, %error, "frames for other hosts are not told apart");
         }
         // Before the first request is rewritten its reply must be.
         let egress = self.hang(uplink, Hook::Egress);
@@ -162,7 +162,7 @@ impl Programs {
     fn pin_links_again(&self) {
         for (path, link) in self.held.borrow().iter().filter(|(path, _)| !path.exists()) {
             if let Err(error) = sys::pin(link.as_fd(), path) {
-                tracing::warn!(%error, "cannot pin {} again", path.display());
+                tracing::warn!(op = "pin", path = %path.display(), %error, "cannot pin again");
             }
         }
     }
@@ -232,7 +232,7 @@ impl Programs {
             if !keep(&name.replace(':', "."), hook, index)
                 && let Err(e) = self.take_down(&entry.path())
             {
-                tracing::warn!("cannot detach from {name}: {e}");
+                tracing::warn!(op = "detach", iface = name, error = %e, "cannot detach");
             }
         }
     }

@@ -10,13 +10,13 @@ use purelb_common::table::{
 };
 
 use super::maps::{Table, Tables};
-use super::sys::{Slots, TrieKey};
+use super::sys::{TrieKey, Words};
 use super::{BpfError, Maps};
 
 /// Read-only tables of one family. A map that cannot be read counts as empty.
 pub struct ReadOnly<'a, A: Address> {
     tables: &'a Tables<A>,
-    slots: &'a Slots,
+    slots: &'a Words,
     pins: Table<FlowKey<A>, Pin>,
     affinity: Table<AffinityKey<A>, Affinity>,
     half_open: Table<ReplyKey<A>, Reply<A>>,

@@ -10,6 +10,7 @@ use aya::programs::{ProgramError, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use aya_log::EbpfLogger;
 use purelb_common::SCHEMA;
+use purelb_common::verdict::REASONS;
 
 use super::{BpfError, Maps, sys};
 
@@ -29,7 +30,8 @@ const FAMILY_MAPS: [&str; 14] = [
     "CLUSTER",
     "OWNERS",
 ];
-const SHARED_MAPS: [&str; 8] = ["CONFIG", "CLOCK", "UPLINKS", "VIP_BITMAP", "SLOTS", "STATS", "REASONS", "EVENTS"];
+const SHARED_MAPS: [&str; 9] =
+    ["CONFIG", "FENCE", "CLOCK", "UPLINKS", "VIP_BITMAP", "SLOTS", "STATS", "REASONS", "EVENTS"];
 
 /// The loaded programs and their maps.
 pub struct Programs {
@@ -55,6 +57,8 @@ pub fn load(root: &Path, object: &[u8]) -> Result<Programs, BpfError> {
     std::fs::create_dir_all(root.join("links")).map_err(|e| BpfError::syscall("mkdir", root, e))?;
     // Maps of another version would only show as an error of the verifier.
     match Maps::open(root) {
+        // A version with fewer reasons made it: those that came since would be counted nowhere.
+        Ok(maps) if maps.reasons.entries() < REASONS as u32 => unlink(&root.join("REASONS"))?,
         Ok(_) | Err(BpfError::Missing { .. }) => {}
         Err(e) => return Err(e),
     }
@@ -80,7 +84,8 @@ pub fn load(root: &Path, object: &[u8]) -> Result<Programs, BpfError> {
         maps.set_config(&config)?;
     }
     // What the kernel side has to say is rare: without it the data path is the same.
-    let log = EbpfLogger::init(&mut ebpf).inspect_err(|error| tracing::warn!(%error, "no words from the kernel side"));
+    let log = EbpfLogger::init(&mut ebpf)
+        .inspect_err(|error| tracing::warn!(op = "readKernelLog", %error, "no words from the kernel side"));
     Ok(Programs {
         root: root.to_path_buf(),
         xdp,
@@ -142,7 +147,7 @@ impl Programs {
             pinned += 1;
         }
         if pinned > 0 {
-            tracing::warn!(pinned, "pins were missing and are there again");
+            tracing::warn!(event = "pinsRestored", pinned, "pins were missing and are there again");
         }
         Ok(())
     }

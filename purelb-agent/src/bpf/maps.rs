@@ -13,7 +13,7 @@ use purelb_common::hash::Address;
 use purelb_common::table::{self as t, Config};
 use purelb_common::verdict::{REASONS, Reason};
 
-use super::sys::{self, RawMap, Slots, TrieKey};
+use super::sys::{self, RawMap, TrieKey, Words};
 use super::{BpfError, Events};
 
 /// A map with typed keys and values.
@@ -45,12 +45,12 @@ pub struct Maps {
     pub(super) v4: Tables<[u8; 4]>,
     pub(super) v6: Tables<[u8; 16]>,
     pub(super) bitmap: Table<u32, u64>,
-    pub(super) slots: Slots,
+    pub(super) slots: Words,
     config: Table<u32, Config>,
     clock: Table<u32, t::Clock>,
     uplinks: Table<u32, t::Uplink>,
     stats: Table<u32, t::Stats>,
-    reasons: Table<u32, u64>,
+    pub(super) reasons: Table<u32, u64>,
     clock_program: Option<OwnedFd>,
     hz: OnceLock<u32>,
 }
@@ -69,7 +69,7 @@ impl Maps {
     pub fn open(root: &Path) -> Result<Self, BpfError> {
         let slots_path = root.join("SLOTS");
         let (fd, slots) = open_map(&slots_path, 4, 8 * t::SLOTS_PER_ELEMENT as usize)?;
-        let slots = Slots::new(fd, slots.saturating_mul(t::SLOTS_PER_ELEMENT));
+        let slots = Words::new(fd, slots.saturating_mul(t::SLOTS_PER_ELEMENT));
         let maps = Self {
             root: root.to_path_buf(),
             v4: Tables::open(root)?,
@@ -238,7 +238,7 @@ impl<K: Pod, V: Pod> Table<K, V> {
 }
 
 /// Opens a pinned map of these sizes; its descriptor and number of entries.
-fn open_map(path: &Path, key: usize, value: usize) -> Result<(OwnedFd, u32), BpfError> {
+pub(super) fn open_map(path: &Path, key: usize, value: usize) -> Result<(OwnedFd, u32), BpfError> {
     let fd = sys::get(path).map_err(|e| match e.kind() {
         io::ErrorKind::NotFound => BpfError::Missing { path: path.to_path_buf() },
         _ => BpfError::syscall("BPF_OBJ_GET", path, e),

@@ -18,8 +18,8 @@ const CLOSING: Duration = Duration::from_secs(120);
 pub fn sweep(root: &Path) {
     match all(root) {
         Ok(0) => {}
-        Ok(removed) => tracing::debug!(removed, "reply entries of flows that are over"),
-        Err(error) => tracing::warn!(%error, "cannot sweep the reply entries"),
+        Ok(removed) => tracing::debug!(op = "sweep", removed, "reply entries of flows that are over"),
+        Err(error) => tracing::warn!(op = "sweep", %error, "cannot sweep the reply entries"),
     }
 }
 

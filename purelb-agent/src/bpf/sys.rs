@@ -353,21 +353,28 @@ pub fn watch(ring: RingBuf<MapData>) -> io::Result<AsyncFd<RingBuf<MapData>>> {
     unsafe { AsyncFd::register(ring) }.map_err(Into::into)
 }
 
+/// Registers a socket or a timer with tokio.
+pub fn watch_descriptor(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an owned descriptor is the same one as long as it lives.
+    unsafe { AsyncFd::register(descriptor) }.map_err(Into::into)
+}
+
 /// CPUs that per-CPU maps have a value for.
 pub fn possible_cpus() -> io::Result<usize> {
     aya::util::nr_cpus().map_err(|(_, e)| e)
 }
 
-/// The map `SLOTS`: the program and we store halves of the same words. Blocks are mapped into memory for as
-/// long as they are read or written; all of it at once would count as 64 MiB of ours.
+/// A map of words that programs read while we store them, each at once: `FENCE`, and `SLOTS`, where they store halves of the
+/// same words. Blocks are mapped into memory for as long as they are read or written; all of `SLOTS` at once would count
+/// as 64 MiB of ours.
 #[derive(Debug)]
-pub struct Slots {
+pub struct Words {
     fd: OwnedFd,
-    slots: u32,
+    count: u32,
     page: u64,
 }
 
-/// Some slots in memory.
+/// Some words in memory.
 struct Window {
     base: *mut libc::c_void,
     bytes: usize,
@@ -375,21 +382,21 @@ struct Window {
     count: usize,
 }
 
-impl Slots {
-    /// `slots` slots of 8 bytes.
-    pub fn new(fd: OwnedFd, slots: u32) -> Self {
+impl Words {
+    /// `count` words of 8 bytes.
+    pub fn new(fd: OwnedFd, count: u32) -> Self {
         // SAFETY: sysconf takes a number and touches no memory.
         let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-        Self { fd, slots, page: u64::try_from(page).unwrap_or(4096).max(1) }
+        Self { fd, count, page: u64::try_from(page).unwrap_or(4096).max(1) }
     }
 
-    /// Number of slots.
+    /// Number of words.
     pub const fn len(&self) -> u32 {
-        self.slots
+        self.count
     }
 
     fn window(&self, first: u32, count: u32) -> io::Result<Window> {
-        if first.checked_add(count).is_none_or(|end| end > self.slots) || count == 0 {
+        if first.checked_add(count).is_none_or(|end| end > self.count) || count == 0 {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let from = u64::from(first) * 8;
@@ -410,12 +417,12 @@ impl Slots {
         Ok(Window { base, bytes, words, count: count as usize })
     }
 
-    /// Each slot by one load.
+    /// Each word by one load.
     pub fn load(&self, first: u32, count: u32) -> io::Result<Vec<u64>> {
         Ok(self.window(first, count)?.words().iter().map(|w| w.load(Ordering::Acquire)).collect())
     }
 
-    /// Stores whole slots; only for blocks that no program reads yet.
+    /// Stores whole words, the first one first; slots only in blocks that no program reads yet.
     pub fn store(&self, first: u32, values: impl ExactSizeIterator<Item = u64>) -> io::Result<()> {
         let window = self.window(first, u32::try_from(values.len()).map_err(io::Error::other)?)?;
         window.words().iter().zip(values).for_each(|(w, value)| w.store(value, Ordering::Release));

@@ -3,8 +3,6 @@
 //! Every write of it carries the resourceVersion that was seen last, so of two that think they lead only one can go on.
 //! A successor takes over by such a write, and so finds every grant that was written down before.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
@@ -12,33 +10,18 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{ObjectMeta, PostParams};
 use kube::{Api, Client};
-use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
+
+use super::journal::Journal;
 
 /// Name of the Lease.
 pub const NAME: &str = "purelb-allocator";
-/// Annotation that holds the [`Grants`].
-const GRANTS: &str = "purelb.io/grants";
 /// Without a sign of life for so long the leader is replaced.
 pub const DURATION: Duration = Duration::from_secs(15);
 /// A candidate looks this often, and the leader renews as often.
 pub const PACE: Duration = Duration::from_secs(2);
 /// No request takes longer.
 const LIMIT: Duration = Duration::from_secs(4);
-
-/// Addresses that are about to be written to a Service.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Grant {
-    /// Of the Service.
-    pub uid: String,
-    /// The write is bound to this resourceVersion: once the Service has another one, it cannot come true any more.
-    pub version: String,
-    /// The addresses.
-    pub ips: BTreeSet<IpAddr>,
-}
-
-/// By `namespace/name`.
-pub type Grants = BTreeMap<String, Grant>;
 
 /// Why there is no term, or not any more.
 #[derive(Debug, thiserror::Error)]
@@ -66,11 +49,13 @@ pub struct Term {
     /// When the last write that was acknowledged was begun.
     stamp: Instant,
     /// What the former leader had written down.
-    pub inherited: Grants,
+    pub inherited: Journal,
+    /// There was no Lease, and none was seen before: whoever led until somebody deleted it may have writes under way.
+    pub unproven: bool,
 }
 
 /// A Lease as a candidate saw it last, since when, and what was written down in it.
-type Watched = Option<(String, Instant, Grants)>;
+type Watched = Option<(String, Instant, Journal)>;
 
 impl Candidate {
     /// `identity` must be this process's alone.
@@ -88,7 +73,12 @@ impl Candidate {
                 Err(error) => {
                     let text = error.to_string();
                     if said != text {
-                        tracing::info!(lease = NAME, identity = self.identity, "standing by: {text}");
+                        tracing::info!(
+                            event = "standingBy",
+                            lease = NAME,
+                            identity = self.identity,
+                            "standing by: {text}"
+                        );
                         said = text;
                     }
                 }
@@ -114,16 +104,22 @@ impl Candidate {
             let mut lease = Lease { metadata, spec: None };
             self.sign(&mut lease, true);
             let lease = timely(self.api.create(&PostParams::default(), &lease)).await?;
-            tracing::info!(lease = NAME, identity = self.identity, "leading; there was no Lease");
+            tracing::info!(
+                event = "leaseAcquired",
+                lease = NAME,
+                identity = self.identity,
+                "leading; there was no Lease"
+            );
+            let unproven = watched.is_none();
             // Somebody may have deleted it, which ends no write.
-            let inherited = watched.take().map(|(_, _, grants)| grants).unwrap_or_default();
-            return Ok(Term { candidate: self.clone(), lease, stamp, inherited });
+            let inherited = watched.take().map(|(_, _, journal)| journal).unwrap_or_default();
+            return Ok(Term { candidate: self.clone(), lease, stamp, inherited, unproven });
         };
         let version = lease.metadata.resource_version.clone().unwrap_or_default();
         let holder = holder(&lease).to_owned();
         let since = match watched {
             Some((known, since, _)) if *known == version => *since,
-            _ => watched.insert((version, stamp, grants(&lease))).1,
+            _ => watched.insert((version, stamp, Journal::read(&lease))).1,
         };
         // Only our own clock counts, and only from what we saw ourselves.
         let theirs = lease.spec.as_ref().and_then(|spec| spec.lease_duration_seconds).unwrap_or_default();
@@ -131,11 +127,18 @@ impl Candidate {
         if !holder.is_empty() && stamp.duration_since(since) < wait {
             return Err(LeaseError::Lost(holder));
         }
-        let inherited = grants(&lease);
+        let inherited = Journal::read(&lease);
         self.sign(&mut lease, true);
         let lease = timely(self.api.replace(NAME, &PostParams::default(), &lease)).await?;
-        tracing::info!(lease = NAME, identity = self.identity, after = holder, grants = inherited.len(), "leading");
-        Ok(Term { candidate: self.clone(), lease, stamp, inherited })
+        tracing::info!(
+            event = "leaseAcquired",
+            lease = NAME,
+            identity = self.identity,
+            after = holder,
+            grants = inherited.grants.len(),
+            "leading"
+        );
+        Ok(Term { candidate: self.clone(), lease, stamp, inherited, unproven: false })
     }
 
     fn sign(&self, lease: &mut Lease, new: bool) {
@@ -158,29 +161,28 @@ impl Term {
         self.stamp.elapsed() < DURATION.mul_f64(0.7)
     }
 
-    /// Renews it and writes down `grants`; they are all that is open.
+    /// Renews it and writes down all that is open.
     ///
     /// # Errors
     /// Somebody else leads, or it is not known whether it was written.
-    pub async fn renew(&mut self, grants: &Grants) -> Result<(), LeaseError> {
+    pub async fn renew(&mut self, journal: &Journal) -> Result<(), LeaseError> {
         let mut lease = self.lease.clone();
-        let text = serde_json::to_string(grants).map_err(|error| LeaseError::Away(error.to_string()))?;
-        lease.metadata.annotations.get_or_insert_default().insert(GRANTS.to_owned(), text);
+        journal.write(&mut lease).map_err(|error| LeaseError::Away(error.to_string()))?;
         self.candidate.sign(&mut lease, false);
         self.replace(lease).await
     }
 
-    /// Nobody leads any more; `grants` stay open.
-    pub async fn release(mut self, grants: &Grants) {
+    /// Nobody leads any more; what is written down stays open.
+    pub async fn release(mut self, journal: &Journal) {
         let mut lease = self.lease.clone();
-        if let Ok(text) = serde_json::to_string(grants) {
-            lease.metadata.annotations.get_or_insert_default().insert(GRANTS.to_owned(), text);
+        if let Err(error) = journal.write(&mut lease) {
+            tracing::error!(op = "writeJournal", %error, "what is open cannot be written down");
         }
         if let Some(spec) = &mut lease.spec {
             spec.holder_identity = Some(String::new());
         }
         if let Err(error) = self.replace(lease).await {
-            tracing::warn!(%error, "the lease was not released: the next allocator waits for its end");
+            tracing::warn!(op = "releaseLease", %error, "the lease was not released: the next allocator waits for its end");
         }
     }
 
@@ -211,19 +213,6 @@ impl Term {
 
 fn holder(lease: &Lease) -> &str {
     lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref()).unwrap_or_default()
-}
-
-fn grants(lease: &Lease) -> Grants {
-    let text = lease.metadata.annotations.as_ref().and_then(|all| all.get(GRANTS));
-    let parsed = text.map(|text| serde_json::from_str(text));
-    match parsed {
-        Some(Ok(grants)) => grants,
-        Some(Err(error)) => {
-            tracing::error!(%error, "{GRANTS} of the Lease {NAME} cannot be read: what it names is not held");
-            Grants::new()
-        }
-        None => Grants::new(),
-    }
 }
 
 /// In time, or it counts as unknown.

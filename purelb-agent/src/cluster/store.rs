@@ -44,6 +44,8 @@ pub struct Store {
     /// Objects that cannot be read, as they are now.
     broken: BTreeMap<Key, Problem>,
     changed: BTreeSet<Key>,
+    /// Kinds that are to be listed anew before they count as known.
+    renewing: BTreeSet<Kind>,
 }
 
 impl Store {
@@ -57,6 +59,7 @@ impl Store {
             kinds: kinds.iter().map(standing).collect(),
             broken: BTreeMap::new(),
             changed: BTreeSet::new(),
+            renewing: BTreeSet::new(),
         }
     }
 
@@ -78,6 +81,7 @@ impl Store {
                 self.lose(&key);
             }
             News::Listed(kind) => {
+                self.renewing.remove(&kind);
                 let standing = self.standing(kind);
                 standing.listed = true;
                 standing.works();
@@ -86,12 +90,12 @@ impl Store {
                 let gone: Vec<Key> =
                     known.take_while(|key| key.0 == kind).filter(|key| !seen.contains(*key)).cloned().collect();
                 gone.iter().for_each(|key| self.lose(key));
-                tracing::info!(kind = kind.name(), objects = seen.len(), "listed");
+                tracing::info!(event = "listed", kind = kind.name(), objects = seen.len(), "listed");
             }
             News::Failed(kind, fault) => {
                 let standing = self.standing(kind);
                 if standing.fault.as_ref().is_none_or(|known| known.fault != fault) {
-                    tracing::warn!(kind = kind.name(), ?fault, "cannot be watched now");
+                    tracing::warn!(op = "watch", kind = kind.name(), error = ?fault, "cannot be watched now");
                 }
                 let same = |known: &&Trouble| std::mem::discriminant(&known.fault) == std::mem::discriminant(&fault);
                 let since = standing.fault.as_ref().filter(same).map_or(now, |known| known.since);
@@ -140,6 +144,19 @@ impl Store {
     #[must_use]
     pub fn is_listed(&self, now: Instant) -> bool {
         self.kinds.values().all(|standing| standing.listed || !standing.needed && standing.is_denied(now))
+    }
+
+    /// Whatever was listed has to be listed anew. Watches that send what they saw before must have ended.
+    pub fn renew(&mut self) {
+        self.kinds.values_mut().for_each(|standing| standing.listing = None);
+        self.renewing = self.kinds.iter().filter(|(_, standing)| standing.listed).map(|(kind, _)| *kind).collect();
+    }
+
+    /// All of it was, or cannot be.
+    #[must_use]
+    pub fn is_renewed(&self, now: Instant) -> bool {
+        let denied = |kind: &Kind| self.kinds.get(kind).is_some_and(|standing| standing.is_denied(now));
+        self.renewing.iter().all(denied)
     }
 
     /// Some object was never read.

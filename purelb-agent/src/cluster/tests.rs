@@ -183,7 +183,7 @@ fn one_spoilt_object_is_one_problem() {
     let mut unreadable = 0;
     for seed in 1..1_500_u64 {
         let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        let mut cluster = Cluster::new("n1", &of_node());
+        let mut cluster = Cluster::new("n1", &of_node(), None);
         let (mut store, mut register) = (Store::new(&of_allocator("default")), Register::default());
         let mut all: Vec<_> = examples();
         for _ in 0..=random.below(3) {
@@ -207,7 +207,7 @@ fn one_spoilt_object_is_one_problem() {
             }
         }
         cluster.look();
-        cluster.converter.host(&[].into(), Host { kube_proxy: false, live: false, detached: false });
+        cluster.converter.host(&[].into(), &[].into(), Host { kube_proxy: false, live: false, detached: false });
         let world = cluster.world().expect("everything was listed");
         let service = world.services.get("default/good").unwrap_or_else(|| panic!("seed {seed} took the good Service"));
         assert_eq!(service.endpoints.len(), 2, "seed {seed}");
@@ -234,7 +234,7 @@ fn one_spoilt_object_is_one_problem() {
 /// An object that cannot be read any more keeps its last good version; one that is gone is gone.
 #[test]
 fn the_last_good_version() {
-    let mut cluster = Cluster::new("n1", &of_node());
+    let mut cluster = Cluster::new("n1", &of_node(), None);
     let hear = |cluster: &mut Cluster, all: Vec<News>| {
         cluster.hear(all);
         cluster.look();
@@ -243,7 +243,7 @@ fn the_last_good_version() {
         std::iter::once(News::Begun(kind)).chain(objects).chain([News::Listed(kind)]).collect::<Vec<_>>()
     };
     let good = || news(Kind::Service, &service("web", "192.0.2.1"));
-    for kind in [Kind::Slice, Kind::Node, Kind::NodeAgent] {
+    for kind in [Kind::Slice, Kind::Node, Kind::NodeAgent, Kind::ServiceGroup] {
         hear(&mut cluster, listed(Vec::new(), kind));
         assert!(cluster.world().is_none(), "Services were not listed yet");
     }
@@ -271,10 +271,10 @@ fn the_last_good_version() {
 /// The allocator let go of it, and it is another controller's now: not ours, though the brand is still there.
 #[test]
 fn what_was_ours_once() {
-    let mut cluster = Cluster::new("n1", &of_node());
+    let mut cluster = Cluster::new("n1", &of_node(), None);
     let mut theirs = service("web", "192.0.2.1");
     theirs["metadata"]["annotations"].as_object_mut().map(|all| all.remove("purelb.io/allocated-from"));
-    for kind in [Kind::Service, Kind::Slice, Kind::Node, Kind::NodeAgent] {
+    for kind in [Kind::Service, Kind::Slice, Kind::Node, Kind::NodeAgent, Kind::ServiceGroup] {
         let listed = [News::Begun(kind)].into_iter();
         let told = (kind == Kind::Service).then(|| news(kind, &theirs));
         cluster.hear(listed.chain(told).chain([News::Listed(kind)]).collect());
@@ -288,7 +288,7 @@ fn what_was_ours_once() {
 fn kinds_that_are_denied() {
     let now = Instant::now();
     let mut store = Store::new(&of_node());
-    for kind in [Kind::Service, Kind::Slice, Kind::Node] {
+    for kind in [Kind::Service, Kind::Slice, Kind::Node, Kind::ServiceGroup] {
         store.take(News::Begun(kind), now);
         store.take(News::Listed(kind), now);
     }

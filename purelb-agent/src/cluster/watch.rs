@@ -87,6 +87,7 @@ pub fn of_node() -> Vec<Watched> {
         Watched { labels: Some("!service.kubernetes.io/headless"), ..Watched::all(Kind::Slice) },
         Watched::all(Kind::Node),
         Watched { needed: false, ..Watched::all(Kind::NodeAgent) },
+        Watched { needed: false, ..Watched::all(Kind::ServiceGroup) },
     ]
 }
 
@@ -156,7 +157,11 @@ async fn run(client: Client, watched: Watched, sender: mpsc::Sender<News>) {
             Ok(true) => {}
             Ok(false) => return,
             Err(_) => {
-                tracing::error!(kind = watched.kind.name(), "its watch panicked, and begins anew");
+                tracing::error!(
+                    event = "watchPanicked",
+                    kind = watched.kind.name(),
+                    "its watch panicked, and begins anew"
+                );
                 tokio::time::sleep(LATE).await;
             }
         }
@@ -188,7 +193,7 @@ async fn follow(client: &Client, watched: &Watched, sender: &mpsc::Sender<News>)
                         suspects.drain(..suspects.len().saturating_sub(1));
                     }
                     Some(false) => {
-                        tracing::warn!(kind = kind.name(), "the API server may have been set back: all is listed anew");
+                        tracing::warn!(event = "apiServerSetBack", kind = kind.name(), "the API server may have been set back: all is listed anew");
                         return true;
                     }
                     None => doubt = Some(Instant::now() + DOUBT),
@@ -302,7 +307,8 @@ fn key(kind: Kind, object: &DynamicObject) -> Key {
 }
 
 /// Only what [`object`] reads of it is kept.
-pub(super) fn seen(kind: Kind, raw: DynamicObject) -> News {
+#[must_use]
+pub fn seen(kind: Kind, raw: DynamicObject) -> News {
     let key = key(kind, &raw);
     let DynamicObject { metadata: meta, mut data, .. } = raw;
     let annotations = meta.annotations.unwrap_or_default();
@@ -330,7 +336,7 @@ pub(super) fn seen(kind: Kind, raw: DynamicObject) -> News {
 }
 
 /// To Kubernetes a field that is null is one that is not there.
-fn without_nulls(value: &mut Value) {
+pub fn without_nulls(value: &mut Value) {
     match value {
         Value::Object(map) => {
             map.retain(|_, v| !v.is_null());

@@ -16,7 +16,7 @@ use crate::source::claim::ALLOCATED;
 use crate::source::parse::Kind;
 
 /// Whose fields the status of ServiceGroups is, as PureLB's allocator names itself.
-const MANAGER: &str = "purelb-allocator";
+pub const MANAGER: &str = "purelb-allocator";
 /// No request takes longer.
 const LIMIT: Duration = Duration::from_secs(10);
 /// Events a second; a burst waits.
@@ -126,8 +126,8 @@ pub struct Events {
 impl Events {
     /// Must be called inside a tokio runtime; ends with its last clone.
     #[must_use]
-    pub fn new(client: Client, identity: &str) -> Self {
-        let reporter = Reporter { controller: MANAGER.to_owned(), instance: Some(identity.to_owned()) };
+    pub fn new(client: Client, controller: &str, identity: &str) -> Self {
+        let reporter = Reporter { controller: controller.to_owned(), instance: Some(identity.to_owned()) };
         let recorder = Recorder::new(client, reporter);
         let (waiting, mut queue) = mpsc::channel::<(events::Event, ObjectReference)>(WAITING);
         tokio::spawn(async move {
@@ -135,7 +135,7 @@ impl Events {
             while let Some((event, about)) = queue.recv().await {
                 pace.tick().await;
                 if let Err(error) = recorder.publish(&event, &about).await {
-                    tracing::warn!(%error, reason = event.reason, "event not published");
+                    tracing::warn!(op = "publishEvent", %error, reason = event.reason, "event not published");
                 }
             }
         });
@@ -169,11 +169,11 @@ impl Events {
             reason: (*reason).to_owned(),
             // What is longer is refused.
             note: Some(message.chars().take(1000).collect()),
-            action: "Allocate".to_owned(),
+            action: if reason.starts_with("Announc") { "Announce" } else { "Allocate" }.to_owned(),
             secondary: None,
         };
         if self.waiting.try_send((event, about)).is_err() {
-            tracing::debug!(reason, name, "too many events: one is dropped");
+            tracing::debug!(op = "publishEvent", reason, name, "too many events: one is dropped");
         }
     }
 }
@@ -184,6 +184,7 @@ mod tests {
 
     use super::*;
 
+    /// Section 11.15: addresses, annotations and condition by one patch.
     #[test]
     fn only_what_differs_is_written() {
         let condition = Condition { status: true, reason: "Allocated".to_owned(), message: "192.0.2.1".to_owned() };

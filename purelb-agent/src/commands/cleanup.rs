@@ -10,6 +10,7 @@ use serde_json::json;
 use crate::args::{Cleanup, Output};
 use crate::bpf::{self, Maps};
 use crate::keeper::QUIET;
+use crate::net::Netlink;
 use crate::{lock, pulse};
 
 use super::{complain, say};
@@ -22,6 +23,10 @@ pub async fn run(args: &Cleanup) -> anyhow::Result<u8> {
     let root = &args.query.instance.bpf_root;
     // An agent that runs would write everything again.
     let _lock = if root.exists() { Some(lock::take(root)?) } else { None };
+    // Nobody shall send here any more, before nobody answers.
+    if let Err(error) = withdraw().await {
+        complain(&format!("remote addresses are not taken away: {error:#}"));
+    }
     let released = match Maps::open(root) {
         Ok(maps) => hand_back(&maps, args.deadline).await,
         Err(error) => Err(error.into()),
@@ -40,6 +45,14 @@ pub async fn run(args: &Cleanup) -> anyhow::Result<u8> {
         say(&format!("removed {}{flows}", root.display()));
     }
     Ok(0)
+}
+
+/// Takes away the remote addresses that agents gave to this host, and the device that they made.
+async fn withdraw() -> anyhow::Result<()> {
+    for problem in Netlink::new()?.retire().await? {
+        complain(&format!("{}: {}", problem.object, problem.message));
+    }
+    Ok(())
 }
 
 fn complain_of(root: &Path, error: &anyhow::Error) {

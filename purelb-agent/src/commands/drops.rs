@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use purelb_common::neighbour;
 use purelb_common::table::Event;
 use purelb_common::verdict::{Action, Reason};
 use serde_json::json;
@@ -86,6 +87,7 @@ fn line(event: &Event, json: bool) -> String {
         6 => "TCP".to_owned(),
         17 => "UDP".to_owned(),
         1 | 58 => "ICMP".to_owned(),
+        neighbour::ARP => "ARP".to_owned(),
         other => format!("protocol {other}"),
     };
     format!("{name:<18} {proto} {client} -> {vip} at interface {interface}: {}", reason.map_or("", meaning))

@@ -16,7 +16,7 @@ pub(super) const fn meaning(reason: Reason) -> &'static str {
         Reason::NotVip => "for no VIP: untouched",
         Reason::Forwarded => "sent to an endpoint of this node",
         Reason::PassedToProxy => "left to kube-proxy, as the Service's policy says",
-        Reason::PassedProtocol => "neighbour discovery, ICMP or another protocol: not judged",
+        Reason::PassedProtocol => "ARP, neighbour discovery, ICMP or another protocol: not judged",
         Reason::PassedOwn => "reply to a connection of the node itself",
         Reason::PassedStale => "the agent is silent: left to kube-proxy",
         Reason::PassedOtherHost => "the frame is for another MAC address",
@@ -35,5 +35,7 @@ pub(super) const fn meaning(reason: Reason) -> &'static str {
         Reason::Fragment => "first fragment of a packet that would be balanced",
         Reason::IcmpType => "an ICMP type that a VIP never answers",
         Reason::NotReply => "outgoing, and no reply of a VIP: untouched",
+        Reason::RemoteAddress => "a neighbour asks for an address that is announced by routing",
+        Reason::Fenced => "a neighbour asks for a local address, and this node may not answer for it now",
     }
 }

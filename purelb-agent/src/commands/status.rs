@@ -49,6 +49,8 @@ fn answer(root: &Path) -> Value {
         "frontends": fronts.len(),
         "snapshot": !seen.is_null(),
         "uplinks": uplinks,
+        "vip_device": field("vip_device"),
+        "election": field("election"),
         "problems": field("problems").unwrap_or_else(|| json!([])),
     })
 }
@@ -143,6 +145,26 @@ fn show(answer: &Value) {
         [] => say("uplinks: none"),
         uplinks => say(&table(&["UPLINK", "HOOK", "ATTACHED", "WHY"], uplinks.iter().map(row).collect())),
     };
+    if let Some(device) = answer.get("vip_device").filter(|device| !device.is_null()) {
+        let addresses: Vec<_> = list(device, "addresses").iter().filter_map(Value::as_str).collect();
+        let addresses = if addresses.is_empty() { "nothing".to_owned() } else { addresses.join(", ") };
+        say(&format!("remote addresses on {} ({}): {addresses}", text(device, "name"), text(device, "kind")));
+    }
+    if let Some(election) = answer.get("election").filter(|election| !list(election, "subnets").is_empty()) {
+        let subnets: Vec<_> = list(election, "subnets").iter().filter_map(Value::as_str).collect();
+        let count = |key: &str| election.get(key).and_then(Value::as_u64).unwrap_or_default();
+        let others = match count("purelbs") {
+            0 => String::new(),
+            some => format!(", {some} of them with PureLB's agent: one owner is likely there, not proven"),
+        };
+        let (phase, members) = (text(election, "phase"), count("members"));
+        say(&format!("election: {phase}, {members} nodes{others}; stands in {}", subnets.join(", ")));
+        let addresses = election.get("addresses").and_then(Value::as_object).into_iter().flatten();
+        let addresses: Vec<_> =
+            addresses.map(|(ip, on)| format!("{ip} on {}", on.as_str().unwrap_or_default())).collect();
+        let addresses = if addresses.is_empty() { "none".to_owned() } else { addresses.join(", ") };
+        say(&format!("local addresses of this node: {addresses}"));
+    }
     for p in list(answer, "problems") {
         let (origin, field) = (text(p, "origin"), text(p, "field"));
         let at = if origin.is_empty() { String::new() } else { format!(" ({origin})") };

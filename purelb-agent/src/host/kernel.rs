@@ -93,9 +93,10 @@ fn missing(status: &str) -> Vec<&'static str> {
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let Some(bits) = effective.and_then(|text| u64::from_str_radix(text.trim(), 16).ok()) else { return Vec::new() };
     let has = |number: u32| bits & 1 << number != 0;
-    let (net_admin, sys_admin, perfmon, bpf) = (has(12), has(21), has(38), has(39));
-    let wanted = [(net_admin, "NET_ADMIN"), (bpf || sys_admin, "BPF"), (perfmon || sys_admin, "PERFMON")];
-    wanted.into_iter().filter_map(|(there, name)| (!there).then_some(name)).collect()
+    let (net_admin, net_raw, sys_admin, perfmon, bpf) = (has(12), has(13), has(21), has(38), has(39));
+    let of_bpf = [(bpf || sys_admin, "BPF"), (perfmon || sys_admin, "PERFMON")];
+    let wanted = [(net_admin, "NET_ADMIN"), (net_raw, "NET_RAW")].into_iter().chain(of_bpf);
+    wanted.filter_map(|(there, name)| (!there).then_some(name)).collect()
 }
 
 #[cfg(test)]
@@ -121,11 +122,12 @@ mod tests {
     fn capabilities() {
         let rows = [
             ("000001ffffffffff", vec![]),
-            ("0000000000201000", vec![]),
-            ("000000c000001000", vec![]),
-            ("0000008000001000", vec!["PERFMON"]),
-            ("000000c000000000", vec!["NET_ADMIN"]),
-            ("0000000000000000", vec!["NET_ADMIN", "BPF", "PERFMON"]),
+            ("0000000000203000", vec![]),
+            ("000000c000003000", vec![]),
+            ("0000008000003000", vec!["PERFMON"]),
+            ("000000c000001000", vec!["NET_RAW"]),
+            ("000000c000002000", vec!["NET_ADMIN"]),
+            ("0000000000000000", vec!["NET_ADMIN", "NET_RAW", "BPF", "PERFMON"]),
         ];
         for (bits, want) in rows {
             assert_eq!(missing(&format!("Name:\tx\nCapEff:\t{bits}\n")), want, "{bits}");

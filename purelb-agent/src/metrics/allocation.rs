@@ -15,6 +15,7 @@ use purelb_plan::alloc::group::Spec;
 use purelb_plan::alloc::ledger::Ledger;
 use purelb_plan::alloc::status::{FAMILIES, status};
 
+use crate::allocator::sidecars::Figures;
 use crate::cluster::write::Outcome;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -78,13 +79,21 @@ impl Allocation {
     }
 
     /// The groups as they are now; those that are gone leave nothing.
-    pub fn pools(&mut self, catalog: &Catalog, ledger: &Ledger) {
+    pub fn pools(&mut self, catalog: &Catalog, ledger: &Ledger, sidecars: &BTreeMap<String, Figures>) {
         let mut now = BTreeSet::new();
         for group in catalog.groups() {
             let pool = Pool { pool: group.name.clone() };
-            let size = FAMILIES.iter().fold(0_i64, |sum, of| sum.saturating_add(group.size(*of)));
+            let figures = sidecars.get(&group.name).and_then(|figures| figures.known.as_ref());
+            let sum = |v4: u64, v6: u64| i64::try_from(v4.saturating_add(v6)).unwrap_or(i64::MAX);
+            let (size, in_use) = match figures {
+                Some(known) => (sum(known.size_v4, known.size_v6), sum(known.in_use_v4, known.in_use_v6)),
+                None => (
+                    FAMILIES.iter().fold(0, |sum: i64, of| sum.saturating_add(group.size(*of))),
+                    status(group, ledger).allocated.iter().sum(),
+                ),
+            };
             self.size.get_or_create(&pool).set(size);
-            self.in_use.get_or_create(&pool).set(status(group, ledger).allocated.iter().sum());
+            self.in_use.get_or_create(&pool).set(in_use);
             now.insert(group.name.clone());
         }
         for gone in self.known.difference(&now) {

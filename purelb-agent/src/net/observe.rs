@@ -7,20 +7,23 @@ use std::time::Instant;
 use futures::TryStreamExt as _;
 use ipnet::IpNet;
 use purelb_plan::problem::Problem;
-use purelb_plan::world::Datapath;
+use purelb_plan::world::{Announcing, Datapath};
 use rtnetlink::RouteMessageBuilder;
-use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
+use rtnetlink::packet_route::address::{AddressFlags, AddressMessage};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 
-use super::{NetError, Netlink, Snapshot, Uplink};
-
-/// Holds addresses of VIPs, never the host's own.
-const VIP_DEVICE: &str = "kube-lb0";
+use super::address::{Entry, entry};
+use super::vip_device::{LOCAL_MARK, VIP_DEVICE, is_marked};
+use super::{NetError, Netlink, Snapshot, Uplink, local};
 
 impl Netlink {
     /// Reads links, addresses and routes once.
-    pub async fn snapshot(&mut self, datapath: &Datapath) -> Result<Snapshot, NetError> {
+    pub async fn snapshot(
+        &mut self,
+        datapath: &Datapath,
+        announcing: Option<&Announcing>,
+    ) -> Result<Snapshot, NetError> {
         let begin = Instant::now();
         let fail = |what| move |source| NetError::Dump { what, source };
         let links: Vec<LinkMessage> = self.handle.link().get().execute().try_collect().await.map_err(fail("links"))?;
@@ -32,7 +35,18 @@ impl Netlink {
             self.handle.route().get(v4).execute().try_collect().await.map_err(fail("routes"))?;
         routes.extend(self.handle.route().get(v6).execute().try_collect::<Vec<_>>().await.map_err(fail("routes"))?);
         self.macs = links.iter().filter_map(|link| Some((link.header.index, mac(link)?.to_vec()))).collect();
-        let snapshot = snapshot(&links, &addresses, &routes, datapath, &mut self.carried);
+        let vip_device = announcing.map_or(VIP_DEVICE, |announcing| announcing.device.as_str());
+        let defaults = &mut self.defaults;
+        let (local, problems) = announcing
+            .map(|announcing| local::networks(&links, &addresses, &routes, announcing, defaults))
+            .unwrap_or_default();
+        // Packets for local addresses come by their interfaces, which need not have a default route.
+        self.carried.extend(local.values().map(|link| link.index));
+        let mut snapshot = snapshot(&links, &addresses, &routes, (datapath, vip_device), &mut self.carried);
+        snapshot.twins = local::twins(&links, &addresses, &local);
+        snapshot.local = local;
+        snapshot.problems.extend(problems);
+        snapshot.of.1 = announcing.cloned();
         self.took(begin.elapsed());
         Ok(snapshot)
     }
@@ -42,7 +56,7 @@ fn snapshot(
     links: &[LinkMessage],
     addresses: &[AddressMessage],
     routes: &[RouteMessage],
-    datapath: &Datapath,
+    (datapath, vip_device): (&Datapath, &str),
     carried: &mut BTreeSet<u32>,
 ) -> Snapshot {
     let devices: BTreeMap<u32, Uplink> = links
@@ -66,10 +80,19 @@ fn snapshot(
     let gateways: BTreeSet<u32> =
         routes.iter().filter(|r| has_gateway(r) || leads_to_net(r)).flat_map(outgoing).collect();
     let pick = |indices: &BTreeSet<u32>| {
-        indices.iter().filter_map(|i| devices.get(i)).filter(|d| d.name != VIP_DEVICE).cloned().collect()
+        indices.iter().filter_map(|i| devices.get(i)).filter(|d| !of_vips(d, vip_device)).cloned().collect()
     };
     let exits = gateways.difference(&wanted).copied().collect();
-    Snapshot { uplinks: pick(&wanted), exits: pick(&exits), addresses: own(addresses, routes, &devices), problems }
+    Snapshot {
+        uplinks: pick(&wanted),
+        exits: pick(&exits),
+        addresses: own(addresses, routes, &devices, vip_device),
+        held: addresses.iter().filter_map(entry).filter(|e| e.protocol == LOCAL_MARK).map(|e| e.ip).collect(),
+        local: local::Networks::new(),
+        twins: Vec::new(),
+        problems,
+        of: (datapath.clone(), None),
+    }
 }
 
 fn device(link: &LinkMessage) -> Uplink {
@@ -111,7 +134,7 @@ pub(super) fn mac(link: &LinkMessage) -> Option<&[u8]> {
     })
 }
 
-fn is_default(route: &RouteMessage) -> bool {
+pub(super) fn is_default(route: &RouteMessage) -> bool {
     route.header.destination_prefix_length == 0 && route.header.kind == RouteType::Unicast
 }
 
@@ -133,7 +156,7 @@ fn leads_to_net(route: &RouteMessage) -> bool {
     route.header.kind == RouteType::Unicast && net.prefix_len() < net.max_prefix_len() && !own
 }
 
-fn outgoing(route: &RouteMessage) -> Vec<u32> {
+pub(super) fn outgoing(route: &RouteMessage) -> Vec<u32> {
     let mut indices = Vec::new();
     for attribute in &route.attributes {
         match attribute {
@@ -184,39 +207,49 @@ fn matching(entry: &str, devices: &BTreeMap<u32, Uplink>, problems: &mut Vec<Pro
     }
 }
 
-/// Permanent addresses whose connected route exists; not host addresses, which may be VIPs.
-fn own(addresses: &[AddressMessage], routes: &[RouteMessage], devices: &BTreeMap<u32, Uplink>) -> BTreeSet<IpAddr> {
+/// The host's own: those with a connected route, and host addresses that were given for a time, as by DHCP. Permanent host
+/// addresses may be VIPs.
+fn own(
+    addresses: &[AddressMessage],
+    routes: &[RouteMessage],
+    devices: &BTreeMap<u32, Uplink>,
+    vip_device: &str,
+) -> BTreeSet<IpAddr> {
     let connected: BTreeSet<(u32, IpNet)> = routes
         .iter()
         .filter(|r| !has_gateway(r))
         .filter_map(|r| destination(r).map(|net| (r, net)))
         .flat_map(|(r, net)| outgoing(r).into_iter().map(move |index| (index, net)))
         .collect();
-    let mut own = BTreeSet::new();
-    for message in addresses {
-        let index = message.header.index;
-        if devices.get(&index).is_none_or(|d| d.name == VIP_DEVICE) {
-            continue;
-        }
-        let (mut local, mut address, mut flags) = (None, None, None);
-        for attribute in &message.attributes {
-            match attribute {
-                AddressAttribute::Local(ip) => local = Some(*ip),
-                AddressAttribute::Address(ip) => address = Some(*ip),
-                AddressAttribute::Flags(f) => flags = Some(*f),
-                _ => {}
-            }
-        }
-        let (Some(ip), Some(flags)) = (local.or(address), flags) else { continue };
-        let Ok(net) = IpNet::new(ip, message.header.prefix_len) else { continue };
-        if flags.contains(AddressFlags::Permanent)
-            && net.prefix_len() < net.max_prefix_len()
-            && connected.contains(&(index, net.trunc()))
-        {
-            own.insert(ip);
-        }
-    }
-    own
+    let of_host = |message: &&AddressMessage| {
+        let device = devices.get(&message.header.index);
+        device.is_some_and(|device| !of_vips(device, vip_device)) && !is_marked(message)
+    };
+    let own = |message: &AddressMessage| {
+        let Entry { ip, flags, .. } = entry(message)?;
+        let net = IpNet::new(ip, message.header.prefix_len).ok()?;
+        let is_own = if is_guest(ip, flags) {
+            false
+        } else if net.prefix_len() < net.max_prefix_len() {
+            connected.contains(&(message.header.index, net.trunc()))
+        } else {
+            !flags.contains(AddressFlags::Permanent)
+        };
+        is_own.then_some(ip)
+    };
+    addresses.iter().filter(of_host).filter_map(own).collect()
+}
+
+/// As PureLB's agent makes a VIP, which bears no mark: for a time and without a route, of IPv4 behind the host's own
+/// address and of IPv6 deprecated. A lease of DHCP or an address that a router gave is like that, but for the last.
+fn is_guest(ip: IpAddr, flags: AddressFlags) -> bool {
+    let last = if ip.is_ipv4() { AddressFlags::Secondary } else { AddressFlags::Deprecated };
+    !flags.contains(AddressFlags::Permanent) && flags.contains(AddressFlags::Noprefixroute | last)
+}
+
+/// It holds addresses of VIPs, never the host's own.
+fn of_vips(device: &Uplink, vip_device: &str) -> bool {
+    device.name == vip_device || device.name == VIP_DEVICE
 }
 
 fn destination(route: &RouteMessage) -> Option<IpNet> {
@@ -226,4 +259,31 @@ fn destination(route: &RouteMessage) -> Option<IpNet> {
         _ => None,
     })?;
     IpNet::new(address, route.header.destination_prefix_length).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_that_end_are_the_hosts_too() {
+        use AddressFlags as F;
+        let none = F::empty();
+        // By DHCP through the kernel and through a manager, by a router, and as PureLB's agent makes VIPs.
+        let rows = [
+            ("192.0.2.7", F::Permanent, false),
+            ("192.0.2.7", F::Permanent | F::Noprefixroute | F::Secondary, false),
+            ("192.0.2.7", none, false),
+            ("192.0.2.7", F::Noprefixroute, false),
+            ("192.0.2.7", F::Secondary, false),
+            ("192.0.2.7", F::Noprefixroute | F::Secondary, true),
+            ("2001:db8::7", F::Noprefixroute, false),
+            ("2001:db8::7", F::Secondary, false),
+            ("2001:db8::7", F::Deprecated, false),
+            ("2001:db8::7", F::Noprefixroute | F::Deprecated, true),
+        ];
+        for (ip, flags, guest) in rows {
+            assert_eq!(is_guest(ip.parse().unwrap(), flags), guest, "{ip} {flags:?}");
+        }
+    }
 }

@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::NetError;
+use super::local::Defaults;
 use super::observe::mac;
 
 /// A netlink socket of this network namespace.
@@ -25,6 +26,7 @@ pub struct Netlink {
     rests: Instant,
     /// Interfaces that had a default route since the start.
     pub(super) carried: BTreeSet<u32>,
+    pub(super) defaults: Defaults,
     /// MAC addresses of the interfaces as they were listed last.
     pub(super) macs: BTreeMap<u32, Vec<u8>>,
 }
@@ -37,14 +39,18 @@ const REST: u32 = 10;
 impl Netlink {
     /// Opens it; from now on no change is missed. Must be called inside a tokio runtime.
     pub fn new() -> Result<Self, NetError> {
-        let groups = [
+        Self::of(&[
             MulticastGroup::Link,
             MulticastGroup::Ipv4Ifaddr,
             MulticastGroup::Ipv6Ifaddr,
             MulticastGroup::Ipv4Route,
             MulticastGroup::Ipv6Route,
-        ];
-        let (watcher, _, news) = rtnetlink::new_multicast_connection(&groups)?;
+        ])
+    }
+
+    /// That hears of these alone.
+    pub(super) fn of(groups: &[MulticastGroup]) -> Result<Self, NetError> {
+        let (watcher, _, news) = rtnetlink::new_multicast_connection(groups)?;
         let (requests, handle, _) = rtnetlink::new_connection()?;
         Ok(Self {
             handle,
@@ -53,6 +59,7 @@ impl Netlink {
             waits: false,
             rests: Instant::now(),
             carried: BTreeSet::new(),
+            defaults: Defaults::default(),
             macs: BTreeMap::new(),
         })
     }

@@ -76,7 +76,10 @@ pub fn claim(
         ports: s.spec.ports.iter().map(|p| (p.protocol.clone().unwrap_or_else(|| "TCP".to_owned()), p.port)).collect(),
         annotations,
         load_balancer_ip: s.spec.load_balancer_ip.clone(),
-        ingress: given.map_or_else(|| addresses(ingress), <[IpAddr]>::to_vec),
+        ingress: match given {
+            Some(given) => once(given.iter().copied()),
+            None => once(ingress.iter().filter_map(|i| i.ip.as_deref()?.parse().ok())),
+        },
         host_names: given.is_none() && ingress.iter().any(|i| i.ip.is_none() && i.hostname.is_some()),
         condition: match home {
             Home::Folder => state.and_then(|state| state.condition.clone()).map(|c| Condition {
@@ -94,10 +97,10 @@ pub fn claim(
     (claim, problems)
 }
 
-fn addresses(ingress: &[o::Ingress]) -> Vec<IpAddr> {
+/// Whoever wrote it, none stands there twice.
+fn once(ips: impl Iterator<Item = IpAddr>) -> Vec<IpAddr> {
     let mut seen = BTreeSet::new();
-    let parsed = ingress.iter().filter_map(|i| i.ip.as_deref()?.parse().ok());
-    parsed.filter(|ip| seen.insert(*ip)).collect()
+    ips.filter(|ip| seen.insert(*ip)).collect()
 }
 
 /// A ServiceGroup.
@@ -145,4 +148,23 @@ fn list(at: &str, field: &str, many: &[api::AddressPool], one: Option<&api::Addr
     };
     let many = many.iter().enumerate().map(|(index, p)| pool(format!("{at}.{field}s[{index}]"), p));
     many.chain(one.map(|p| pool(format!("{at}.{field}"), p))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::parse::Kind;
+    use super::*;
+
+    /// Found by the fuzzer: an address of a state file was taken as often as it stands there.
+    #[test]
+    fn no_address_twice() {
+        let ip: IpAddr = [192, 0, 2, 1].into();
+        let key = (Kind::Service, "x/a".to_owned());
+        let mut service = o::Service::default();
+        let state = ServiceState { ingress: vec![ip, ip], ..ServiceState::default() };
+        assert_eq!(claim(&key, "", &service, Some(&state), Home::Folder).0.ingress, [ip]);
+        let named = o::Ingress { ip: Some(ip.to_string()), hostname: None };
+        service.status.load_balancer.ingress = vec![named.clone(), named];
+        assert_eq!(claim(&key, "", &service, None, Home::Cluster).0.ingress, [ip]);
+    }
 }

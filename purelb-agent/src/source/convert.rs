@@ -2,6 +2,7 @@
 //! its problems are remembered with it. A fault becomes a [`Problem`] on its object and field.
 
 mod agent;
+mod announce;
 mod service;
 mod slice;
 
@@ -13,8 +14,24 @@ use ipnet::IpNet;
 use purelb_plan::problem::Problem;
 use purelb_plan::world::World;
 
+use super::objects::{Condition, Node, Taint};
 use super::parse::{Found, Key, Kind, Object, label};
 use super::{Host, Objects};
+
+/// Label of a Node that is to have no load balancer's addresses, whatever its value.
+const EXCLUDED: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
+
+/// It takes pods away. Not those that say that the node is not heard of: what is announced here may be all right.
+fn evicts(taint: &Taint) -> bool {
+    let unheard = ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"];
+    taint.effect == "NoExecute" && !unheard.contains(&taint.key.as_str())
+}
+
+/// What the kubelet says when it shuts the node down gracefully.
+fn shuts_down(node: &Node) -> bool {
+    let says = |of: &Condition| of.r#type == "Ready" && of.status == "False" && of.message.contains("shutting down");
+    node.status.conditions.iter().any(says)
+}
 
 /// Collects the problems of one object.
 struct Faults<'a> {
@@ -54,6 +71,8 @@ pub enum Whose {
 pub struct Converter {
     world: World,
     whose: Whose,
+    /// The only namespace whose ServiceGroups count.
+    install: Option<String>,
     /// There is a Node of our name.
     listed: bool,
     /// Addresses of all Nodes.
@@ -71,15 +90,17 @@ pub struct Converter {
     contested: Vec<Problem>,
     of_nodes: Vec<Problem>,
     of_agents: Vec<Problem>,
+    of_announcing: Vec<Problem>,
 }
 
 impl Converter {
     /// An empty world of this node.
     #[must_use]
-    pub fn new(node: &str, whose: Whose) -> Self {
+    pub fn new(node: &str, whose: Whose, install: Option<String>) -> Self {
         Self {
             world: World { node: node.to_owned(), ..World::default() },
             whose,
+            install,
             listed: false,
             nodes: BTreeSet::new(),
             host: BTreeSet::new(),
@@ -90,6 +111,7 @@ impl Converter {
             contested: Vec::new(),
             of_nodes: Vec::new(),
             of_agents: Vec::new(),
+            of_announcing: Vec::new(),
         }
     }
 
@@ -102,7 +124,7 @@ impl Converter {
     /// What is wrong with the objects.
     #[must_use]
     pub fn problems(&self) -> Vec<Problem> {
-        let rest = self.contested.iter().chain(&self.of_nodes).chain(&self.of_agents);
+        let rest = self.contested.iter().chain(&self.of_nodes).chain(&self.of_agents).chain(&self.of_announcing);
         self.problems.values().flatten().chain(rest).chain(&self.nobody()).cloned().collect()
     }
 
@@ -120,9 +142,10 @@ impl Converter {
         })
     }
 
-    /// What the host says of itself, its own addresses beside it.
-    pub fn host(&mut self, addresses: &BTreeSet<IpAddr>, host: Host) {
+    /// What the host says of itself, its own addresses and the networks for local ones beside it.
+    pub fn host(&mut self, addresses: &BTreeSet<IpAddr>, local_networks: &BTreeSet<IpNet>, host: Host) {
         (self.world.kube_proxy, self.world.live, self.world.detached) = (host.kube_proxy, host.live, host.detached);
+        self.world.local_networks.clone_from(local_networks);
         if self.host != *addresses {
             self.host.clone_from(addresses);
             self.node_addresses();
@@ -154,6 +177,10 @@ impl Converter {
         }
         if any(Kind::Node) || any(Kind::NodeAgent) {
             (self.world.datapath, self.of_agents) = agent::choose(objects, &self.world.node);
+        }
+        if [Kind::Node, Kind::NodeAgent, Kind::ServiceGroup].into_iter().any(any) {
+            let install = self.install.as_deref();
+            (self.world.announcing, self.of_announcing) = announce::choose(objects, &self.world.node, install);
         }
         touched.retain(|name| self.service(objects, name));
         if any(Kind::Service) {
@@ -252,7 +279,13 @@ impl Converter {
         let mut ranges = BTreeSet::new();
         self.nodes.clear();
         self.of_nodes.clear();
-        self.listed = objects.get(&(Kind::Node, self.world.node.clone())).is_some();
+        let own = match objects.get(&(Kind::Node, self.world.node.clone())).map(|found| &found.object) {
+            Some(Object::Node(node)) => Some(node),
+            _ => None,
+        };
+        self.listed = own.is_some();
+        self.world.excluded = own.is_some_and(|node| node.metadata.labels.contains_key(EXCLUDED));
+        self.world.evicting = own.is_some_and(|node| node.spec.taints.iter().any(evicts) || shuts_down(node));
         for (key, found) in objects.all(Kind::Node) {
             let Object::Node(node) = &found.object else { continue };
             let mut faults = Faults::new(key, found);

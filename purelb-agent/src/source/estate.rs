@@ -18,6 +18,19 @@ use super::parse::{Found, Key, Kind, Object};
 use super::state::{ServiceState, State};
 use super::{Files, Objects};
 
+/// The ServiceGroups by namespace and name.
+#[must_use]
+pub fn groups(objects: &dyn Objects) -> BTreeMap<(String, String), Arc<Spec>> {
+    let mut groups = BTreeMap::new();
+    for (key, found) in objects.all(Kind::ServiceGroup) {
+        if let (Object::ServiceGroup(group), Some((namespace, name))) = (&found.object, key.1.split_once('/')) {
+            let spec = Arc::new(claim::spec(&found.origin, &group.spec));
+            groups.insert((namespace.to_owned(), name.to_owned()), spec);
+        }
+    }
+    groups
+}
+
 /// What was read of the objects.
 #[derive(Debug, Default)]
 pub struct Register {
@@ -32,13 +45,7 @@ pub struct Register {
 impl Register {
     /// Reads the ServiceGroups; `install` is the only namespace whose groups count.
     pub fn read_groups(&mut self, objects: &dyn Objects, install: Option<&str>) {
-        let mut groups = BTreeMap::new();
-        for (key, found) in objects.all(Kind::ServiceGroup) {
-            if let (Object::ServiceGroup(group), Some((namespace, name))) = (&found.object, key.1.split_once('/')) {
-                let spec = Arc::new(claim::spec(&found.origin, &group.spec));
-                groups.insert((namespace.to_owned(), name.to_owned()), spec);
-            }
-        }
+        let groups = groups(objects);
         // A status alone changes nothing.
         if groups == self.groups {
             return;

@@ -1,9 +1,12 @@
 //! What to look at again in the folder: everything, or the paths that inotify named.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use notify::event::{AccessKind, AccessMode, CreateKind, EventKind, ModifyKind, RemoveKind};
+
+/// Folder of the nodes' Leases, in that of the state.
+pub const LEASES: &str = ".leases";
 
 /// What may have changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,7 +52,7 @@ impl Look {
 
     fn paths(&mut self, more: Vec<PathBuf>) {
         if let Self::Paths(paths) = self {
-            paths.extend(more);
+            paths.extend(more.into_iter().filter(|path| !is_of_leases(path)));
         }
     }
 
@@ -61,6 +64,11 @@ impl Look {
             (Self::All, _) => {}
         }
     }
+}
+
+/// The Leases of nodes are renewed all the time, and nothing of the world is in them.
+fn is_of_leases(path: &Path) -> bool {
+    path.parent().and_then(Path::file_name).is_some_and(|folder| folder == LEASES)
 }
 
 #[cfg(test)]

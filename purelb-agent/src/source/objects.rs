@@ -233,6 +233,18 @@ pub struct NodeSpec {
     /// Ranges of its pods' addresses, of both families; may be absent.
     #[serde(rename = "podCIDRs")]
     pub pod_cidrs: Option<Vec<String>>,
+    /// Which pods are kept away.
+    pub taints: Vec<Taint>,
+}
+
+/// Node.spec.taints[]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Taint {
+    /// Its name.
+    pub key: String,
+    /// `NoSchedule`, `PreferNoSchedule` or `NoExecute`.
+    pub effect: String,
 }
 
 /// Node.status
@@ -241,6 +253,8 @@ pub struct NodeSpec {
 pub struct NodeStatus {
     /// addresses
     pub addresses: Vec<NodeAddress>,
+    /// conditions
+    pub conditions: Vec<Condition>,
 }
 
 /// Node.status.addresses[]

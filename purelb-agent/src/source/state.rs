@@ -235,14 +235,14 @@ fn replace(path: &Path, value: &impl Serialize) -> io::Result<()> {
     fs::rename(next, path)
 }
 
-/// Names of Kubernetes have no `_`; others may have anything.
+/// Names of Kubernetes have no `_`; others may have anything, and no two have the same file.
 fn file_name(service: &str) -> String {
     let mut out = String::new();
     for c in service.chars() {
         match c {
             '/' => out.push('_'),
             c if c.is_ascii_alphanumeric() || c == '-' || c == '.' => out.push(c),
-            c => out.push_str(&format!("%{:x}", u32::from(c))),
+            c => out.push_str(&format!("%{:x}%", u32::from(c))),
         }
     }
     out + ".json"
@@ -254,6 +254,14 @@ mod tests {
 
     fn state(service: &str, ip: &str) -> ServiceState {
         ServiceState { service: service.to_owned(), ingress: vec![ip.parse().unwrap()], ..ServiceState::default() }
+    }
+
+    #[test]
+    fn each_name_has_its_file() {
+        let names = ["x/a", "x_a", "x/\u{1}0", "x/\u{10}", "x/\u{100}", "x/%10%", "X/a", ""];
+        let files: BTreeSet<_> = names.iter().map(|name| file_name(name)).collect();
+        assert_eq!(files.len(), names.len(), "{files:?}");
+        assert_eq!(file_name("default/web"), "default_web.json");
     }
 
     #[test]

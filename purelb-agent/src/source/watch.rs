@@ -71,7 +71,7 @@ impl Watch {
         let mut watcher = notify::recommended_watcher(notice).ok()?;
         for (path, _) in self.folders.iter().filter(|(_, seen)| seen.is_some()) {
             if let Err(error) = watcher.watch(path, RecursiveMode::Recursive) {
-                tracing::warn!(path = %path.display(), %error, "no notices of file changes: the folder is polled");
+                tracing::warn!(op = "watchFolder", path = %path.display(), %error, "no notices of file changes: the folder is polled");
             }
         }
         Some(watcher)

@@ -46,7 +46,9 @@ impl<A: Address, T: Tables<A>> Case<'_, A, T> {
             if !ours && { r.state } != CLOSED && age(self.tick, r.used) <= self.config.tcp_idle {
                 return TAKEN;
             }
-            if !ours || { r.state } == CLOSED || { r.generation } != generation {
+            // Another id that led to the same pod may be given away by now: then its entry is dead, and would hide ours.
+            let same = { r.endpoint } == u32::from(id) && { r.generation } == generation;
+            if !ours || { r.state } == CLOSED || !same {
                 self.tables.remove_reply::<PROTO>(&key);
             }
         }

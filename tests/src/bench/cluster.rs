@@ -2,7 +2,6 @@
 //! EndpointSlice is in the tables, and what both hold.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::net::Ipv4Addr;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,11 +13,13 @@ use serde_json::{Value, json};
 use super::folder::{ENDPOINTS, NODE, PORT, pod};
 use super::pins::Pins;
 use super::report::{Row, Section};
-use super::system::{Random, TICKS_PER_SECOND, at};
+use super::system::at;
 use crate::cluster::tenant::ingress;
 use crate::cluster::{Client, Cluster};
 use crate::lab::kube::NAMESPACE;
 use crate::lab::{Lab, Options as LabOptions};
+use crate::process::{cpu, megabytes};
+use crate::random::Random;
 use crate::sys;
 
 /// How much is measured.
@@ -147,10 +148,11 @@ fn service(number: u32) -> Value {
         "apiVersion": "v1", "kind": "Service",
         "metadata": {
             "name": format!("web-{number}"), "namespace": NAMESPACE,
-            "annotations": {"purelb.io/service-group": "bench"},
+            // Of the policy Local there can be 2,768: each takes a port for health checks.
+            "annotations": {"purelb.io/service-group": "bench", "purelb.io/prefer-local": "true"},
         },
         "spec": {
-            "type": "LoadBalancer", "externalTrafficPolicy": "Local", "allocateLoadBalancerNodePorts": false,
+            "type": "LoadBalancer", "allocateLoadBalancerNodePorts": false,
             "ports": [{"name": "http", "port": PORT, "protocol": "TCP"}],
         },
     })
@@ -264,29 +266,15 @@ fn share_of(name: &str, value: f64, time: Duration) -> Row {
 }
 
 fn memory(name: &str, pid: u32) -> Result<Row> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).context("it ended")?;
-    let megabytes = |key: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
-        let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<f64>().ok());
-        kib.map(|kib| kib * 1024.0 / 1e6).with_context(|| format!("no {key} in /proc/PID/status"))
-    };
-    let (own, peak) = (megabytes("RssAnon")?, megabytes("VmHWM")?);
+    let (own, peak) = (megabytes(pid, "RssAnon")?, megabytes(pid, "VmHWM")?);
     Ok(Row {
         name: name.to_owned(),
-        value: megabytes("VmRSS")?,
+        value: megabytes(pid, "VmRSS")?,
         unit: "MB",
         limit: Some(150.0),
         detail: format!("its own {own:.0} MB; peak {peak:.0} MB"),
         more: json!({"anonymous": own, "peak": peak}),
     })
-}
-
-/// CPU time so far, seconds.
-fn cpu(pid: u32) -> Result<f64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).context("it ended")?;
-    let fields = stat.rsplit_once(')').map(|(_, fields)| fields).unwrap_or_default();
-    let ticks = fields.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<f64>().ok());
-    Ok(ticks.sum::<f64>() / TICKS_PER_SECOND)
 }
 
 /// resourceVersions of all Services and ServiceGroups.

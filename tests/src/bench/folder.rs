@@ -81,6 +81,8 @@ impl Folder {
             local: true,
             affinity: false,
             ranges: Vec::new(),
+            group: None,
+            sharing: None,
         };
         // Single-stack: the first slice is the IPv4 one, the other would be empty.
         let slice = service.slices().into_iter().next().context("a Service without slices")?;

@@ -18,6 +18,8 @@ use crate::agent::Agent;
 use crate::lab;
 use crate::leftovers::{self, Owner};
 use crate::netns::Netns;
+use crate::process;
+use crate::random::Random;
 
 /// How much is measured.
 #[derive(Clone, Debug)]
@@ -36,8 +38,6 @@ pub struct Options {
 const LOOK: Duration = Duration::from_micros(200);
 /// The agent does nothing more, it seems.
 const STUCK: Duration = Duration::from_secs(8);
-/// `CLK_TCK`, the unit of /proc/PID/stat: part of the kernel's ABI.
-pub(super) const TICKS_PER_SECOND: f64 = 100.0;
 
 /// A namespace of its own with one uplink, a folder, an agent.
 struct Bench {
@@ -208,20 +208,14 @@ impl Bench {
         fs::remove_dir_all(&self.bpf_root).context("remove the pins")
     }
 
-    fn process(&self, file: &str) -> Result<String> {
-        let pid = self.agent.pid().context("the agent does not run")?;
-        fs::read_to_string(format!("/proc/{pid}/{file}"))
-            .with_context(|| format!("the agent ended; its log ends so:\n{}", self.agent.log_tail()))
+    fn pid(&self) -> Result<u32> {
+        self.agent.pid().context("the agent does not run")
     }
 
     fn memory(&self) -> Result<Row> {
-        let status = self.process("status")?;
-        // kB is KiB here.
-        let megabytes = |key: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
-            let number = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<f64>().ok());
-            number.map(|kib| kib * 1024.0 / 1e6).with_context(|| format!("no {key} in /proc/PID/status"))
-        };
+        let pid = self.pid()?;
+        let megabytes =
+            |key| process::megabytes(pid, key).with_context(|| format!("its log ends so:\n{}", self.agent.log_tail()));
         let (own, file, shared) = (megabytes("RssAnon")?, megabytes("RssFile")?, megabytes("RssShmem")?);
         let peak = megabytes("VmHWM")?;
         Ok(Row {
@@ -239,11 +233,7 @@ impl Bench {
 
     /// CPU time so far, seconds.
     fn cpu(&self) -> Result<f64> {
-        let stat = self.process("stat")?;
-        // The name in brackets may hold anything; state is the first field behind it, utime and stime the 12th and 13th.
-        let fields = stat.rsplit_once(')').map(|(_, fields)| fields).unwrap_or_default();
-        let ticks = fields.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<f64>().ok());
-        Ok(ticks.sum::<f64>() / TICKS_PER_SECOND)
+        process::cpu(self.pid()?)
     }
 
     /// Percent of one CPU.
@@ -314,18 +304,6 @@ impl Drop for Bench {
         // Best effort: the next run removes what is left.
         drop(self.agent.stop(Signal::SIGKILL));
         leftovers::remove(Owner::This);
-    }
-}
-
-/// xorshift: the same order of changes in every run.
-pub(super) struct Random(pub(super) u64);
-
-impl Random {
-    pub(super) const fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 32) % limit
     }
 }
 

@@ -8,7 +8,7 @@ use anyhow::Result;
 use clap::{Args as ClapArgs, Parser, ValueEnum};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use purelb_tests::bench::report::{self, Section};
-use purelb_tests::bench::{cluster, live, rounds, system};
+use purelb_tests::bench::{announce, cluster, live, rounds, system};
 
 /// Measures the data path and the agent; see BENCHMARKS.md.
 #[derive(Debug, Parser)]
@@ -41,6 +41,8 @@ enum What {
     Live,
     /// Agent and allocator on a real API server with thousands of Services
     Cluster,
+    /// How long nobody answers for a local address
+    Announce,
     /// All of them
     All,
 }
@@ -142,6 +144,11 @@ fn run(args: &Args) -> Result<Vec<Section>> {
         let options = cluster::Options { services, changes, idle: Duration::from_secs(idle) };
         let bar = bar("cluster");
         sections.push(cluster::measure(&options, &bar)?);
+        bar.finish_and_clear();
+    }
+    if wanted(What::Announce) {
+        let bar = bar("announce");
+        sections.push(announce::measure(&bar)?);
         bar.finish_and_clear();
     }
     if wanted(What::Live) {

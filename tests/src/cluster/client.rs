@@ -45,7 +45,7 @@ impl Client {
         // Its threads are made inside, so its sockets are inside.
         let runtime =
             netns.enter(|| Builder::new_multi_thread().worker_threads(1).enable_all().build())?.context("runtime")?;
-        let client = Inner(connect(&runtime, token, headers)?);
+        let client = Inner(connect(&runtime, Some(token), headers)?);
         Ok(Self { runtime, client })
     }
 
@@ -145,7 +145,7 @@ impl Client {
         mut wanted: impl FnMut(&Value) -> bool,
     ) -> Result<Value> {
         let mut last = Value::Null;
-        let waited = sys::wait_for(&format!("{kind} {namespace}/{name} {what}"), Duration::from_secs(30), || {
+        let waited = sys::wait_for(&format!("{kind} {namespace}/{name} {what}"), Duration::from_secs(60), || {
             last = self.get(kind, namespace, name)?;
             Ok(wanted(&last))
         });
@@ -153,15 +153,19 @@ impl Client {
     }
 }
 
-/// A client on a runtime.
-pub(super) fn connect(runtime: &Runtime, token: &str, headers: &[(&'static str, String)]) -> Result<kube::Client> {
+/// A client on a runtime, of whom that token is.
+pub(super) fn connect(
+    runtime: &Runtime,
+    token: Option<&str>,
+    headers: &[(&'static str, String)],
+) -> Result<kube::Client> {
     let mut config = kube::Config::new("https://127.0.0.1:6443".parse().context("address")?);
     config.accept_invalid_certs = true;
     config.default_retry = false;
     for (name, value) in headers {
         config.headers.push((http::HeaderName::from_static(name), value.parse().context("header")?));
     }
-    config.auth_info = AuthInfo { token: Some(token.to_owned().into()), ..AuthInfo::default() };
+    config.auth_info = AuthInfo { token: token.map(|token| token.to_owned().into()), ..AuthInfo::default() };
     let _inside = runtime.enter();
     kube::Client::try_from(config).context("client")
 }

@@ -1,5 +1,7 @@
-//! A proxy in front of the API server, where rules say what happens to requests on their way.
+//! A proxy in front of the API server, where rules say what happens to requests on their way. Who asks is known by his own
+//! token.
 
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -42,7 +44,7 @@ struct State {
 /// A running proxy; it ends with this.
 #[derive(Debug)]
 pub struct Proxy {
-    /// It listens here, on loopback, without TLS.
+    /// It listens here, at every address of the control plane's namespace, without TLS.
     pub port: u16,
     state: Arc<Mutex<State>>,
     _runtime: Runtime,
@@ -53,9 +55,9 @@ impl Proxy {
     pub fn start(cluster: &Cluster) -> Result<Self> {
         let state = Arc::new(Mutex::new(State::default()));
         let runtime = cluster.netns.enter(|| Builder::new_multi_thread().worker_threads(2).enable_all().build())??;
-        let client = cluster.admin_on(&runtime)?;
+        let client = cluster.nobody_on(&runtime)?;
         let shared = Arc::clone(&state);
-        let bound = runtime.spawn(async move { tokio::net::TcpListener::bind(("127.0.0.1", 0)).await });
+        let bound = runtime.spawn(async move { tokio::net::TcpListener::bind(("0.0.0.0", 0)).await });
         let listener = runtime.block_on(bound)?.context("a port for the proxy")?;
         let port = listener.local_addr()?.port();
         runtime.spawn(async move {
@@ -63,6 +65,17 @@ impl Proxy {
             axum::serve(listener, axum::Router::new().fallback(handler)).await
         });
         Ok(Self { port, state, _runtime: runtime })
+    }
+
+    /// The same kubeconfig with the proxy in the API server's place.
+    pub fn before(&self, kubeconfig: &Path) -> Result<PathBuf> {
+        let direct = std::fs::read_to_string(kubeconfig)?;
+        let parsed: Value = serde_json::from_str(&direct)?;
+        let server = parsed["clusters"][0]["cluster"]["server"].as_str().context("a kubeconfig with a server")?;
+        let host = server.trim_start_matches("https://").trim_end_matches(":6443");
+        let behind = kubeconfig.with_extension(self.port.to_string());
+        std::fs::write(&behind, direct.replace(server, &format!("http://{host}:{}", self.port)))?;
+        Ok(behind)
     }
 
     /// From now on these rules are there.
@@ -117,7 +130,7 @@ async fn forward(
     while fate(&state, &line) == Some(Fate::Hold) {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    for name in [header::HOST, header::AUTHORIZATION, header::CONTENT_LENGTH, header::TRANSFER_ENCODING] {
+    for name in [header::HOST, header::CONTENT_LENGTH, header::TRANSFER_ENCODING] {
         parts.headers.remove(name);
     }
     let sent = Request::from_parts(parts, kube::client::Body::from(bytes.to_vec()));

@@ -44,7 +44,8 @@ impl<'a> Tenant<'a> {
     /// In a namespace of that name.
     pub fn new(cluster: &'a Cluster, name: &str) -> Result<Self> {
         let admin = cluster.admin()?;
-        admin.apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}))?;
+        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+        admin.create(&namespace).context("a namespace of its own: is the name another test's?")?;
         for object in manifests("deploy/base")? {
             let kind = object["kind"].as_str().unwrap_or_default();
             if kind.contains("Role") || kind == "ServiceAccount" {
@@ -82,11 +83,7 @@ impl<'a> Tenant<'a> {
         let class = self.class();
         let mut all = vec!["--default-announcer", "none", "--load-balancer-class", &class];
         all.extend(more);
-        let known = self.cluster.account("127.0.0.1", &self.namespace, "allocator")?;
-        let direct = std::fs::read_to_string(&known)?;
-        let behind = direct.replace("https://127.0.0.1:6443", &format!("http://127.0.0.1:{}", proxy.port));
-        let config = known.with_extension(proxy.port.to_string());
-        std::fs::write(&config, behind)?;
+        let config = proxy.before(&self.cluster.account("127.0.0.1", &self.namespace, "allocator")?)?;
         Allocator::start_with(self.cluster, &self.namespace, &config, &all)
     }
 
@@ -97,17 +94,7 @@ impl<'a> Tenant<'a> {
 
     /// Who has what. An error where two have the same.
     pub fn given(&self) -> Result<BTreeMap<String, String>> {
-        let (mut names, mut ips) = (BTreeMap::new(), BTreeMap::new());
-        for service in self.admin.list("Service", &self.namespace)? {
-            let name = service["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-            for ip in ingress(&service) {
-                if let Some(other) = ips.insert(ip.clone(), name.clone()) {
-                    bail!("{ip} was given to {other} and to {name}");
-                }
-                names.insert(name.clone(), ip);
-            }
-        }
-        Ok(names)
+        given(&self.admin, &self.namespace)
     }
 
     /// Waits until so many have an address: who has what.
@@ -201,6 +188,21 @@ impl Drop for Tenant<'_> {
         let lines: Vec<_> = log.lines().collect();
         eprintln!("{}", lines.get(lines.len().saturating_sub(30)..).unwrap_or_default().join("\n"));
     }
+}
+
+/// Addresses by Service of a namespace. An error where two have the same.
+pub fn given(admin: &Client, namespace: &str) -> Result<BTreeMap<String, String>> {
+    let (mut names, mut ips) = (BTreeMap::new(), BTreeMap::new());
+    for service in admin.list("Service", namespace)? {
+        let name = service["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        for ip in ingress(&service) {
+            if let Some(other) = ips.insert(ip.clone(), name.clone()) {
+                bail!("{ip} was given to {other} and to {name}");
+            }
+            names.insert(name.clone(), ip);
+        }
+    }
+    Ok(names)
 }
 
 /// The condition of a Service.

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::{Lab, Options};
+use crate::cluster::proxy::Proxy;
 use crate::cluster::tenant::{Allocator, INSTALL, ingress};
 use crate::cluster::{Client, Cluster, manifests as repository};
 use crate::lab::wire::API;
@@ -37,12 +38,31 @@ impl Lab {
             admin.patch_status("Node", "", &node.name, &object["status"])?;
         }
         let interfaces: Vec<_> = lab.options.interfaces.iter().map(String::as_str).collect();
-        admin.apply(&manifests::node_agent(&interfaces, &lab.options.hook))?;
-        admin.apply(&manifests::service_group("203.0.113.1-203.0.113.9", "2001:db8:ffff::1-2001:db8:ffff::9"))?;
+        let mut agents = manifests::node_agent(&interfaces, &lab.options.hook);
+        let mut group = manifests::service_group("203.0.113.1-203.0.113.9", "2001:db8:ffff::1-2001:db8:ffff::9");
+        if lab.options.lan {
+            agents["spec"]["local"] = json!({});
+            let pool = |pool: &str, subnet: &str| json!([{"pool": pool, "subnet": subnet}]);
+            group["spec"]["local"] = json!({
+                "v4pools": pool("198.18.50.200-198.18.50.209", "198.18.50.0/24"),
+                "v6pools": pool("2001:db8:50::200-2001:db8:50::209", "2001:db8:50::/64"),
+            });
+        }
+        admin.apply(&agents)?;
+        admin.apply(&group)?;
+        if let Some(mode) = lab.options.kube_proxy {
+            lab.start_kube_proxies(&cluster, mode)?;
+        }
         let allocator = Allocator::start(&cluster, INSTALL, &[])?;
-        let account = cluster.account(API, INSTALL, "lbnodeagent")?;
         for node in &mut lab.nodes {
-            node.agent.read_cluster(&account);
+            let mut config = cluster.agent_on(&admin, API, &node.name)?;
+            if lab.options.proxied {
+                let proxy = Proxy::start(&cluster)?;
+                config = proxy.before(&config)?;
+                lab.proxies.push(proxy);
+            }
+            node.agent.read_cluster(&config);
+            node.agent.add_args(&["--namespace", INSTALL]);
         }
         lab.cluster = Some(cluster);
         for node in &mut lab.nodes {
@@ -70,8 +90,15 @@ impl Lab {
 
     /// Makes a dual-stack Service of the Pods with that label and waits for its addresses.
     pub fn service(&self, admin: &Client, name: &str, spec: Value) -> Result<Vec<IpAddr>> {
+        self.service_of(admin, name, "default", spec)
+    }
+
+    /// The same with addresses of that ServiceGroup.
+    pub fn service_of(&self, admin: &Client, name: &str, group: &str, spec: Value) -> Result<Vec<IpAddr>> {
+        let annotations = json!({"purelb.io/service-group": group});
         let mut object = json!({
-            "apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": NAMESPACE},
+            "apiVersion": "v1", "kind": "Service",
+            "metadata": {"name": name, "namespace": NAMESPACE, "annotations": annotations},
             "spec": {
                 "type": "LoadBalancer", "externalTrafficPolicy": "Local", "ipFamilyPolicy": "RequireDualStack",
                 "allocateLoadBalancerNodePorts": false, "selector": {"app": name},

@@ -72,6 +72,12 @@ impl Lab {
         )
     }
 
+    /// A node hears and says nothing any more though its links are up, as one behind a switch whose kernel hangs.
+    pub fn hang(&self, node: &Netns) -> Result<()> {
+        let chain = |hook| format!("  chain {hook} {{ type filter hook {hook} priority -300; policy drop; }}\n");
+        self.nft(node, &format!("table inet dead {{\n{}}}\n", ["input", "output", "forward"].map(chain).concat()))
+    }
+
     /// Packets of a named counter in one of these tables.
     pub fn counter(&self, node: &Netns, table: &str, name: &str) -> Result<u64> {
         let text = node.exec(&format!("nft list counter inet {table} {name}"))?;

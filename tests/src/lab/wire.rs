@@ -1,6 +1,7 @@
 //! Wires the lab: namespaces, links, addresses, routes.
 
 use std::fmt::Write as _;
+use std::net::IpAddr;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -33,9 +34,17 @@ impl Lab {
         address(&self.router, "client", &["198.18.0.1/24", "2001:db8::1/64"])?;
         self.client.ip("route add default via 198.18.0.1")?;
         self.client.ip("-6 route add default via 2001:db8::1")?;
+        if self.options.lan {
+            self.router.ip("link add lan type bridge")?;
+            self.router.ip("link set lan up")?;
+            address(&self.router, "lan", &["198.18.50.1/24", "2001:db8:50::1/64"])?;
+        }
         for number in 1..=self.options.nodes {
             let node = self.wire_node(number).with_context(|| format!("node{number}"))?;
             self.nodes.push(node);
+        }
+        if self.options.routed {
+            return Ok(());
         }
         self.route_vips(&(1..=self.options.nodes).collect::<Vec<_>>())
     }
@@ -50,12 +59,20 @@ impl Lab {
         let (hop4, hop6) = hop(n, 0);
         netns.ip(&format!("route add default via {hop4}1"))?;
         netns.ip(&format!("-6 route add default via {hop6}1"))?;
+        if self.options.lan {
+            self.wire_lan(&netns, n)?;
+        }
         self.router.ip(&format!("route add 198.19.{n}.0/24 via {hop4}2"))?;
         self.router.ip(&format!("-6 route add 2001:db8:{}::/64 via {hop6}2", 200 + n))?;
-        // PureLB's agent puts VIPs on a dummy device; an ifb is the same to the stack and always built in.
-        netns.ip("link add kube-lb0 type ifb")?;
-        netns.ip("link set kube-lb0 up")?;
-        address(&netns, "kube-lb0", &[&format!("{}/32", VIPS[0]), &format!("{}/128", VIPS[1])])?;
+        if self.options.routed {
+            // As systemd sets it: the first address of a subnet does not take the others with it.
+            netns.sysctl("net.ipv4.conf.all.promote_secondaries", "1")?;
+        } else {
+            // PureLB's agent puts VIPs on a dummy device; an ifb is the same to the stack.
+            netns.ip(&format!("link add kube-lb0 type {}", netns.vip_device()?))?;
+            netns.ip("link set kube-lb0 up")?;
+            address(&netns, "kube-lb0", &[&format!("{}/32", VIPS[0]), &format!("{}/128", VIPS[1])])?;
+        }
         if self.options.nft {
             self.conntrack_rules(&netns)?;
         }
@@ -76,6 +93,19 @@ impl Lab {
         link(netns, &device, &self.router, &port, self.options.offload)?;
         address(netns, &device, &[&format!("{hop4}2/24"), &format!("{hop6}2/64")])?;
         address(&self.router, &port, &[&format!("{hop4}1/24"), &format!("{hop6}1/64")])
+    }
+
+    fn wire_lan(&self, netns: &Netns, n: u16) -> Result<()> {
+        let port = format!("lan-{n}");
+        link(netns, "lan0", &self.router, &port, self.options.offload)?;
+        self.router.ip(&format!("link set {port} master lan"))?;
+        address(netns, "lan0", &[&format!("198.18.50.{}/24", 10 + n), &format!("2001:db8:50::{:x}/64", 10 + n)])?;
+        // As PureLB asks of operators: an address is answered for where it is.
+        netns.sysctl("net.ipv4.conf.lan0.arp_ignore", "1")?;
+        netns.sysctl("net.ipv4.conf.lan0.arp_announce", "2")?;
+        netns.ip("route replace default via 198.18.50.1")?;
+        netns.ip("-6 route replace default via 2001:db8:50::1")?;
+        Ok(())
     }
 
     fn wire_pod(&self, node: &Netns, n: u16, i: u16) -> Result<Pod> {
@@ -110,6 +140,12 @@ impl Lab {
         self.router.ip(&format!("address replace {hop6}1/64 dev {} nodad", port(n, uplink)))?;
         self.router.ip(&format!("-6 route replace 2001:db8:{}::/64 via {}2", 200 + n, hop(n, 0).1))?;
         self.leave_by(n, uplink)
+    }
+
+    /// The router's addresses in the nets of a node's `eth0`.
+    pub fn gateways(&self, node: &str) -> Result<Vec<IpAddr>> {
+        let (hop4, hop6) = hop(node.strip_prefix("node").context("no node's name")?.parse()?, 0);
+        Ok(vec![format!("{hop4}1").parse()?, format!("{hop6}1").parse()?])
     }
 
     /// Leads the VIPs to these nodes' `eth0`, by ECMP when there are several.
@@ -172,7 +208,18 @@ impl Lab {
         link(api, "eth0", &self.router, "api", true)?;
         address(api, "eth0", &[&format!("{API}/24")])?;
         address(&self.router, "api", &["198.18.250.1/24"])?;
-        api.ip("route add default via 198.18.250.1").map(drop)
+        api.ip("route add default via 198.18.250.1")?;
+        // By the node's own uplink, whatever becomes of a network that all share.
+        (1..=self.options.nodes).try_for_each(|n| self.reach_api(n, true))
+    }
+}
+
+impl Lab {
+    /// The API server is in the reach of node `n`, or not any more.
+    pub fn reach_api(&self, n: u16, reached: bool) -> Result<()> {
+        let node = &self.nodes.get(usize::from(n) - 1).context("no such node")?.netns;
+        let way = if reached { format!("{API} via {}1", hop(n, 0).0) } else { format!("blackhole {API}") };
+        node.ip(&format!("route replace {way}")).map(drop)
     }
 }
 

@@ -15,7 +15,7 @@ impl World {
             let addr = <A as Bytes>::of(host);
             let bit = hash::vip_bit(addr);
             Array::try_from(self.map(&name)?)?.set(bit, VipAt { addr, flags: flags | VIP_HERE }, 0)?;
-            self.indexed.push((self.family, bit));
+            self.loaded.indexed.push((self.family, bit));
         });
         self.vip_beside(host, flags)
     }
@@ -36,6 +36,14 @@ impl World {
     pub fn uplink(&mut self, mac: [u8; 6]) -> Result<()> {
         let [a, b, c, d, e, f] = mac;
         self.put_uplink(Uplink { mac: u64::from_le_bytes([a, b, c, d, e, f, 0, 0]), ifindex: 1, pad: 0 })
+    }
+
+    /// Until when questions for local VIPs may be answered, and from when on they are somebody else's: nanoseconds since boot.
+    ///
+    /// # Errors
+    /// A map that the kernel does not let write.
+    pub fn fence(&mut self, until: u64, over: u64) -> Result<()> {
+        Ok(Array::try_from(self.map("FENCE")?)?.set(0, Fence { until, over }, 0)?)
     }
 
     pub(super) fn put_uplink(&mut self, entry: Uplink) -> Result<()> {

@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use super::catalog::Catalog;
 use super::claim::{Claim, Decision};
 use super::decide::{Scene, decide, let_go};
+use super::external::{Answer, Ask};
 use super::ledger::{Ledger, Use};
 
 /// Which Services are ours, and how long a moved address rests.
@@ -33,6 +34,8 @@ pub struct Estate {
     pub catalog: Arc<Catalog>,
     /// Networks of nodes that are alive.
     pub subnets: BTreeSet<IpNet>,
+    /// What sidecars answered, by Service; likewise.
+    pub answers: BTreeMap<String, Arc<Answer>>,
 }
 
 /// Hands out addresses.
@@ -45,6 +48,8 @@ pub struct Allocator {
     inherited: BTreeMap<String, (String, BTreeSet<IpAddr>)>,
     /// Who has not all that it asks for.
     pending: BTreeSet<String>,
+    /// Who waits for a sidecar, and what for.
+    asks: BTreeMap<String, Ask>,
     /// Whose decision is not written yet, as far as its object says.
     unwritten: BTreeMap<String, Decision>,
     /// Whose writes may be under way: an earlier decision may still come true.
@@ -65,6 +70,7 @@ impl Allocator {
             failed: BTreeSet::new(),
             inherited,
             pending: BTreeSet::new(),
+            asks: BTreeMap::new(),
             unwritten: BTreeMap::new(),
         }
     }
@@ -79,6 +85,29 @@ impl Allocator {
     #[must_use]
     pub const fn pending(&self) -> &BTreeSet<String> {
         &self.pending
+    }
+
+    /// What the last look decided and no object shows yet.
+    #[must_use]
+    pub const fn unwritten(&self) -> &BTreeMap<String, Decision> {
+        &self.unwritten
+    }
+
+    /// Who waits for a sidecar, and what for.
+    #[must_use]
+    pub const fn asks(&self) -> &BTreeMap<String, Ask> {
+        &self.asks
+    }
+
+    /// It asks us for addresses, or bears our marks.
+    #[must_use]
+    pub fn is_mine(&self, claim: &Claim) -> bool {
+        match (&claim.class, claim.load_balancer) {
+            // The class goes with the type, so the marks alone tell whose it was.
+            (_, false) => claim.is_ours(),
+            (Some(class), true) => *class == self.settings.class,
+            (None, true) => self.settings.default_announcer,
+        }
     }
 
     /// No write to this version of the Service can come true any more, also none that another allocator began. Not for
@@ -116,6 +145,8 @@ impl Allocator {
         if rules_changed {
             due.extend(estate.services.keys().cloned());
         }
+        let answers = seen.answers.keys().chain(estate.answers.keys());
+        due.extend(answers.filter(|name| seen.answers.get(*name) != estate.answers.get(*name)).cloned());
         // What the first round gives or lets go of may change the answer for those that wait.
         for _ in 0..2 {
             if moved {
@@ -137,6 +168,7 @@ impl Allocator {
 
     fn forget(&mut self, name: &str, now: u64) -> bool {
         self.pending.remove(name);
+        self.asks.remove(name);
         self.unwritten.remove(name);
         self.open.remove(name);
         self.ledger.hold(name, &BTreeSet::new(), &Use::default(), now)
@@ -161,20 +193,17 @@ impl Allocator {
 
     /// Decides. `open`: the object is the version that earlier writes are bound to, so what they grant stays in use.
     fn settle(&mut self, name: &str, claim: &Arc<Claim>, estate: &Estate, open: bool, now: u64) -> bool {
-        let ours = match &claim.class {
-            Some(class) => *class == self.settings.class,
-            None => self.settings.default_announcer,
-        };
-        let decision = match (claim.load_balancer, ours) {
+        let decision = match (self.is_mine(claim), claim.load_balancer) {
             (true, true) if !claim.unready => {
-                let scene = Scene { catalog: &estate.catalog, ledger: &self.ledger, subnets: &estate.subnets };
-                Some(decide(name, claim, scene))
+                let answer = estate.answers.get(name).map(|answer| &**answer);
+                let (catalog, subnets) = (&estate.catalog, &estate.subnets);
+                Some(decide(name, claim, Scene { catalog, ledger: &self.ledger, subnets, answer }))
             }
-            // The class goes with the type, so the marks alone tell whose it was.
-            (false, _) if claim.is_ours() => Some(let_go(claim)),
+            (true, false) => Some(let_go(claim)),
             _ => None,
         };
         self.pending.remove(name);
+        self.asks.remove(name);
         self.unwritten.remove(name);
         // As long as its status names an address it may be announced.
         let mut ips: BTreeSet<IpAddr> = claim.ingress.iter().copied().collect();
@@ -186,6 +215,9 @@ impl Allocator {
             ips.extend(&decision.ingress);
             if decision.refusal.is_some() || decision.partial {
                 self.pending.insert(name.to_owned());
+            }
+            if let Some(ask) = &decision.ask {
+                self.asks.insert(name.to_owned(), ask.clone());
             }
             if decision.changes(claim) {
                 self.unwritten.insert(name.to_owned(), decision);

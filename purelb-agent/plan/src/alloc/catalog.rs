@@ -240,7 +240,7 @@ mod tests {
         assert_eq!(chosen(&catalog(&[a]), "other", None), "UnknownGroup", "no group named default");
     }
 
-    /// PureLB accepts a range that lies strictly inside one that is there.
+    /// Section 11.1: PureLB accepts a range that lies strictly inside one that is there.
     #[test]
     fn overlap_is_found_from_both_sides() {
         let (large, small) = (spec("10.0.0.0/16", &[], false, false), spec("10.0.3.7/32", &[], false, false));

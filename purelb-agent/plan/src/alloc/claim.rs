@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use super::external::Ask;
 use super::ledger::Use;
 use super::refusal::Refusal;
 use crate::ids::family;
@@ -111,6 +112,8 @@ pub struct Decision {
     pub multi: bool,
     /// With multi-pool: some range had no address for it.
     pub partial: bool,
+    /// What a sidecar is to be asked for.
+    pub ask: Option<Ask>,
 }
 
 impl Decision {

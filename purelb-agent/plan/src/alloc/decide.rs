@@ -7,6 +7,7 @@ use ipnet::IpNet;
 
 use super::catalog::Catalog;
 use super::claim::{BRAND, Claim, Condition, Decision, annotation};
+use super::external::{Answer, Ask};
 use super::group::{Announce, Group, Pool};
 use super::ledger::{Ledger, Use};
 use super::refusal::Refusal;
@@ -25,6 +26,8 @@ pub struct Scene<'a> {
     pub ledger: &'a Ledger,
     /// Networks of nodes that are alive.
     pub subnets: &'a BTreeSet<IpNet>,
+    /// What a sidecar answered, perhaps to another question.
+    pub answer: Option<&'a Answer>,
 }
 
 /// About a Service of type LoadBalancer that is ours to serve.
@@ -47,10 +50,12 @@ pub fn decide(name: &str, claim: &Claim, scene: Scene<'_>) -> Decision {
         case.sign(&mut out);
         case.advise(&mut out);
     }
-    out.condition = Some(match &got {
-        Ok(()) => allocated(&out.ingress),
-        Err(refusal) => Condition { status: false, reason: refusal.reason().to_owned(), message: short(refusal) },
-    });
+    out.condition = match &got {
+        Ok(()) => Some(allocated(&out.ingress)),
+        // What was said before is true until the answer is there.
+        Err(Refusal::Awaiting(_)) => claim.condition.clone(),
+        Err(refusal) => Some(Condition { status: false, reason: refusal.reason().to_owned(), message: short(refusal) }),
+    };
     if let Err(refusal) = got {
         if claim.condition != out.condition {
             out.tell(true, "AllocationFailed", short(&refusal));
@@ -109,8 +114,8 @@ impl Case<'_> {
     /// missing for.
     fn is_foreign(&self) -> bool {
         let begun = || {
-            self.claim.annotations.contains_key(annotation::ALLOCATED_FROM)
-                && self.claim.ingress.iter().all(|ip| self.scene.catalog.of(*ip).is_some())
+            let ours = |ip: &IpAddr| self.scene.catalog.of(*ip).is_some() || self.external().next().is_some();
+            self.claim.annotations.contains_key(annotation::ALLOCATED_FROM) && self.claim.ingress.iter().all(ours)
         };
         let named = self.claim.host_names || !self.claim.ingress.is_empty();
         named && !self.claim.is_branded() && (self.claim.host_names || !begun())
@@ -143,10 +148,14 @@ impl Case<'_> {
             return Ok(());
         }
         let chosen = self.scene.catalog.resolve(&self.claim.namespace, self.group_name())?;
-        let group = internal(chosen.group)?;
+        let group = chosen.group;
         let mut new = Vec::new();
-        for of in self.families(group, &missing) {
-            new.push(self.one(group, of)?);
+        if group.external.is_some() {
+            new = self.of_sidecar(group, missing, out)?;
+        } else {
+            for of in self.families(group, &missing) {
+                new.push(self.one(group, of)?);
+            }
         }
         if let Some(candidates) = chosen.ambiguous {
             let names: Vec<_> = candidates.iter().map(String::as_str).collect();
@@ -154,7 +163,73 @@ impl Case<'_> {
             out.tell(true, "ConfigurationWarning", format!("{message}: addresses come from {}", group.name));
         }
         assigned(&new, out);
+        if group.external.is_some() {
+            out.set(annotation::ALLOCATED_FROM, group.name.as_str());
+        }
         Ok(())
+    }
+
+    /// What the group's sidecar gives for all of the families; else it is asked.
+    fn of_sidecar(&self, group: &Group, missing: Vec<Family>, out: &mut Decision) -> Result<Vec<IpAddr>, Refusal> {
+        let families = if self.claim.families.is_empty() { Vec::new() } else { missing };
+        let ask = Ask { uid: self.claim.uid.clone(), group: group.name.clone(), families, key: self.used.key.clone() };
+        let answer = self.scene.answer.filter(|answer| answer.ask == ask);
+        let got = match answer.map(|answer| &answer.result) {
+            None => Err(Refusal::Awaiting(group.name.clone())),
+            Some(Err(fault)) => Err(Refusal::Sidecar {
+                group: group.name.clone(),
+                exhausted: fault.code == "ResourceExhausted",
+                answer: format!("answers {}: {}", fault.code, fault.message),
+            }),
+            Some(Ok(ips)) => self.accepted(group, ips, &ask.families),
+        };
+        if got.is_err() {
+            out.ask = Some(ask);
+        }
+        got
+    }
+
+    /// What a sidecar gave, in the order of the families; it may have lost its memory, or its mind.
+    fn accepted(&self, group: &Group, ips: &[IpAddr], families: &[Family]) -> Result<Vec<IpAddr>, Refusal> {
+        let fault = |answer: String| Refusal::Sidecar { group: group.name.clone(), exhausted: false, answer };
+        let mut new: Vec<IpAddr> = Vec::new();
+        for ip in ips.iter().copied().filter(|ip| !self.claim.ingress.contains(ip)) {
+            let broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
+            if ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || broadcast {
+                return Err(fault(format!("gave {ip}, which no Service can have")));
+            }
+            if !families.is_empty() && !families.contains(&family(ip)) {
+                return Err(fault(format!("gave {ip}, and was not asked for {}", text(family(ip)))));
+            }
+            if let Some(other) = self.scene.catalog.of(ip) {
+                return Err(fault(format!("gave {ip}, which is of ServiceGroup {}", other.name)));
+            }
+            if group.excluded.contains(ip) {
+                return Err(fault(format!("gave {ip}, which spec.exclude names")));
+            }
+            match self.scene.ledger.refuses(ip, self.name, &self.used) {
+                Some(Refusal::SharingKeyConflict { ip, user }) => {
+                    return Err(fault(format!("gave {ip}, which Service {user} has")));
+                }
+                Some(refusal) => return Err(refusal),
+                None if !new.contains(&ip) => new.push(ip),
+                None => {}
+            }
+        }
+        if let Some(of) = families.iter().find(|of| !new.iter().any(|ip| family(*ip) == **of)) {
+            return Err(fault(format!("gave no {} address", text(*of))));
+        }
+        if new.is_empty() {
+            return Err(fault("gave no address".to_owned()));
+        }
+        new.sort_by_key(|ip| families.iter().position(|of| *of == family(*ip)));
+        Ok(new)
+    }
+
+    /// External groups that some of its addresses are of, as it says itself.
+    fn external(&self) -> impl Iterator<Item = &Group> {
+        let names = self.claim.annotation(annotation::ALLOCATED_FROM).unwrap_or_default().split(", ");
+        names.filter_map(|name| self.scene.catalog.get(name).filter(|group| group.external.is_some()))
     }
 
     /// Families without an address; where none is named, one of any is enough.
@@ -291,7 +366,9 @@ impl Case<'_> {
         if self.used.key.is_some() {
             return refused("cannot be combined with IP sharing");
         }
-        let group = internal(group)?;
+        if group.external.is_some() {
+            return refused("is not possible with an external ServiceGroup");
+        }
         let asked = if self.claim.families.is_empty() { &[Family::V4][..] } else { &self.claim.families };
         let (mut new, mut has) = (Vec::new(), false);
         for pool in asked.iter().flat_map(|of| group.of(*of)) {
@@ -325,7 +402,13 @@ impl Case<'_> {
     /// Whose the addresses are.
     fn sign(&self, out: &mut Decision) {
         out.set(annotation::ALLOCATED_BY, BRAND);
-        let mut groups: Vec<&Group> = out.ingress.iter().filter_map(|ip| self.scene.catalog.of(*ip)).collect();
+        let catalog = self.scene.catalog;
+        let given = out.annotations.remove(annotation::ALLOCATED_FROM).flatten();
+        let mut groups: Vec<&Group> = out.ingress.iter().filter_map(|ip| catalog.of(*ip)).collect();
+        // No range tells which addresses are of a sidecar.
+        if out.ingress.iter().any(|ip| catalog.of(*ip).is_none()) {
+            groups.extend(self.external().chain(given.and_then(|name| catalog.get(&name))));
+        }
         groups.dedup_by_key(|group| &group.name);
         // What is in no group any more keeps what was said about it.
         let Some(first) = groups.first() else { return };
@@ -335,10 +418,6 @@ impl Case<'_> {
         let skip = first.skip_ipv6_dad.then(|| "true".to_owned());
         out.annotations.insert(annotation::SKIP_IPV6_DAD, skip);
     }
-}
-
-fn internal(group: &Group) -> Result<&Group, Refusal> {
-    if group.external.is_some() { Err(Refusal::External(group.name.clone())) } else { Ok(group) }
 }
 
 fn assigned(new: &[IpAddr], out: &mut Decision) {

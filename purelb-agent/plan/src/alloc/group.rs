@@ -10,6 +10,9 @@ use crate::ids::family;
 use crate::observed::Family;
 use crate::problem::Problem;
 
+/// Linux takes no longer path of a socket.
+const LONGEST_PATH: usize = 107;
+
 /// ServiceGroup.spec as it is written.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Spec {
@@ -128,6 +131,8 @@ pub struct Pool {
     pub range: Range,
     /// The network they belong to.
     pub subnet: IpNet,
+    /// As remote addresses they have this prefix length: `aggregation`, or that of the network.
+    pub prefix: u8,
 }
 
 impl Group {
@@ -151,6 +156,12 @@ impl Group {
         };
         if spec.external.is_none() && pools.v4.is_empty() && pools.v6.is_empty() {
             faults.add("spec", "has no pool", "add v4pools or v6pools");
+        }
+        if let Some(External { socket, .. }) = &spec.external
+            && (!socket.starts_with('/') || socket.contains('\0') || socket.len() > LONGEST_PATH)
+        {
+            let message = format!("must be an absolute path of at most {LONGEST_PATH} bytes");
+            faults.add("spec.external.socket", &message, "name the file on which the sidecar listens");
         }
         let mut ranges: Vec<Pool> = Vec::new();
         let of = |family: Family| move |pool| (family, pool);
@@ -250,7 +261,7 @@ impl Faults<'_> {
         }
         let bits = if of == Family::V4 { 32 } else { 128 };
         let prefix = aggregation.as_deref().filter(|text| !matches!(*text, "" | "default"));
-        let length = |text: &str| text.strip_prefix('/')?.parse().ok().filter(|length| (8..=bits).contains(length));
+        let length = |text: &str| text.strip_prefix('/')?.parse::<u8>().ok().filter(|n| (8..=bits).contains(n));
         if let Some(text) = prefix.filter(|text| length(text).is_none()) {
             let message = format!("{text:?} is neither default nor a prefix length from /8 to /{bits}");
             self.add(&format!("{field}.aggregation"), &message, "correct it or leave it out");
@@ -266,7 +277,8 @@ impl Faults<'_> {
             self.add(&format!("{field}.pool"), &message, "correct the pool or its subnet");
             return None;
         }
-        Some(Pool { text: pool.clone(), range, subnet: net.trunc() })
+        let prefix = prefix.and_then(length).unwrap_or_else(|| net.prefix_len());
+        Some(Pool { text: pool.clone(), range, subnet: net.trunc(), prefix })
     }
 }
 
@@ -288,6 +300,7 @@ mod tests {
         list.iter().map(|p| format!("{}: {}", p.field, p.message)).collect()
     }
 
+    /// Sections 11.1 and 11.17: also ranges of one group that overlap, that end before they begin, of the other family.
     #[test]
     fn faults_are_named() {
         let net = "192.0.2.0/24";

@@ -194,6 +194,7 @@ mod tests {
         Range::parse(text).unwrap()
     }
 
+    /// Sections 11.7 and 11.17: sizes that saturate; ranges that are none.
     #[test]
     fn ranges_are_read() {
         let rows = [

@@ -56,8 +56,17 @@ pub enum Refusal {
     MultiPoolRefused(String),
     /// The addresses it has are of several groups, so none can be extended.
     MultiPoolMismatch,
-    /// A sidecar hands out the group's addresses.
-    External(String),
+    /// The group's sidecar was not heard yet.
+    Awaiting(String),
+    /// The group's sidecar gives none.
+    Sidecar {
+        /// Group.
+        group: String,
+        /// It has no room.
+        exhausted: bool,
+        /// What it answered.
+        answer: String,
+    },
     /// The status names addresses that we did not give.
     Foreign(BTreeSet<IpAddr>),
 }
@@ -79,7 +88,8 @@ impl Refusal {
             Self::Excluded(_) => "AddressExcluded",
             Self::MultiPoolRefused(_) => "MultiPoolRefused",
             Self::MultiPoolMismatch => "MultiPoolMismatch",
-            Self::External(_) => "ExternalGroup",
+            Self::Awaiting(_) => "AwaitingSidecar",
+            Self::Sidecar { .. } => "SidecarFailed",
             Self::Foreign(_) => FOREIGN,
         }
     }
@@ -92,14 +102,17 @@ impl Refusal {
             Self::Unusable(_) => "no_usable_pool",
             Self::Denied { .. } => "namespace_denied",
             Self::Ambiguous(_) => "ambiguous_namespace_default",
-            Self::Exhausted { .. } => "exhausted",
+            Self::Exhausted { .. } | Self::Sidecar { exhausted: true, .. } => "exhausted",
             Self::PortConflict { .. } => "port_conflict",
             Self::SharingKeyConflict { .. } => "sharing_key_conflict",
             Self::MultiPoolRefused(_) => "multipool_refused",
             Self::MultiPoolMismatch => "multipool_pool_mismatch",
-            Self::Invalid(_) | Self::OutsidePools(_) | Self::Excluded(_) | Self::External(_) | Self::Foreign(_) => {
-                "other"
-            }
+            Self::Invalid(_)
+            | Self::OutsidePools(_)
+            | Self::Excluded(_)
+            | Self::Awaiting(_)
+            | Self::Sidecar { .. }
+            | Self::Foreign(_) => "other",
         }
     }
 }
@@ -141,8 +154,9 @@ impl fmt::Display for Refusal {
             Self::MultiPoolMismatch => {
                 f.write_str("its addresses are of several ServiceGroups, so multi-pool can add none")
             }
-            Self::External(group) => {
-                write!(f, "ServiceGroup {group} is external, and addresses of sidecars are not handed out yet")
+            Self::Awaiting(group) => write!(f, "the sidecar of ServiceGroup {group} is asked for an address"),
+            Self::Sidecar { group, answer, .. } => {
+                write!(f, "the sidecar of ServiceGroup {group} {answer}: see its log, and spec.external of the group")
             }
             Self::Foreign(ips) if ips.is_empty() => {
                 f.write_str("status.loadBalancer names a host, which was not given here: remove it there")

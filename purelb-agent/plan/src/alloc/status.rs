@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::group::Group;
+use super::group::{Announce, Group};
 use super::ledger::Ledger;
 use crate::observed::Family;
 
@@ -24,6 +24,15 @@ pub struct GroupStatus {
 /// In the order of the arrays of [`GroupStatus`].
 pub const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
+/// As the status says it.
+#[must_use]
+pub const fn announce(announce: Announce) -> &'static str {
+    match announce {
+        Announce::Local => "Local",
+        Announce::Remote => "Remote",
+    }
+}
+
 /// Of a group.
 #[must_use]
 pub fn status(group: &Group, ledger: &Ledger) -> GroupStatus {
@@ -34,10 +43,7 @@ pub fn status(group: &Group, ledger: &Ledger) -> GroupStatus {
         i64::try_from(used).unwrap_or(i64::MAX)
     };
     GroupStatus {
-        announce: match group.announce {
-            super::group::Announce::Local => "Local",
-            super::group::Announce::Remote => "Remote",
-        },
+        announce: announce(group.announce),
         addresses: group.pools.iter().map(|pool| pool.text.clone()).collect(),
         allocated: FAMILIES.map(|of| used(of, &|_| true)),
         available: FAMILIES.map(|of| group.size(of).saturating_sub(used(of, &counts))),

@@ -8,11 +8,15 @@ use std::sync::Arc;
 use purelb_plan::alloc::allocator::{Allocator, Estate, Settings};
 use purelb_plan::alloc::catalog::Catalog;
 use purelb_plan::alloc::claim::{Claim, Decision, annotation};
-use purelb_plan::alloc::group::{PoolSpec, Pools, Spec};
-use purelb_plan::ids::family;
+use purelb_plan::alloc::external::{Call, Debt, Fault, Sidecars, What};
+use purelb_plan::alloc::group::{Announce, External, PoolSpec, Pools, Spec};
 use purelb_plan::observed::Family;
 
 use crate::chance::Chance;
+use crate::sidecar::{self, Sidecar};
+
+#[path = "judge.rs"]
+mod judge;
 
 const NAMESPACES: [&str; 3] = ["red", "blue", "green"];
 const POOLS: [&str; 6] =
@@ -28,6 +32,8 @@ pub struct Count {
     pub shared: u64,
     pub refused: u64,
     pub restarts: u64,
+    pub asked: u64,
+    pub external: u64,
 }
 
 #[derive(Clone)]
@@ -46,19 +52,37 @@ struct Write {
 }
 
 pub struct Model {
-    chance: Chance,
+    pub chance: Chance,
+    /// Ranges that groups may have.
+    pools: Vec<String>,
     now: u64,
     version: u64,
     server: BTreeMap<String, Object>,
     /// What the allocator has seen of it.
     view: BTreeMap<String, Object>,
     groups: BTreeMap<(String, String), Arc<Spec>>,
-    catalog: Arc<Catalog>,
+    pub catalog: Arc<Catalog>,
     subnets: BTreeSet<ipnet::IpNet>,
     allocator: Allocator,
     /// Grants that were written down before they were written.
     journal: BTreeMap<String, (String, BTreeSet<IpAddr>)>,
     wires: Vec<Write>,
+    sidecar: Sidecar,
+    sidecars: Sidecars,
+    /// To the sidecar, on their way.
+    calls: Vec<Call>,
+    /// What was written down for the next leader.
+    debts: Vec<Debt>,
+    /// Services and their uids at the last look.
+    looked: BTreeMap<String, String>,
+    /// Given to Services that have others of the sidecar's, since the last look.
+    further: BTreeSet<(String, IpAddr)>,
+    /// The same, where the answer was lost: the leader asks again.
+    unheard: BTreeSet<(String, IpAddr)>,
+    /// The leader has not looked yet.
+    fresh: bool,
+    /// No call is lost, and no write.
+    calm: bool,
     pub count: Count,
 }
 
@@ -67,9 +91,11 @@ pub fn settings() -> Settings {
 }
 
 impl Model {
-    pub fn new(seed: u64) -> Self {
+    /// `more` ranges than its own.
+    pub fn new(chance: Chance, more: &[String]) -> Self {
         let mut model = Self {
-            chance: Chance(seed),
+            chance,
+            pools: POOLS.iter().map(|pool| (*pool).to_owned()).chain(more.iter().cloned()).collect(),
             now: 1000,
             version: 1,
             server: BTreeMap::new(),
@@ -80,8 +106,20 @@ impl Model {
             allocator: Allocator::new(settings(), BTreeMap::new()),
             journal: BTreeMap::new(),
             wires: Vec::new(),
+            sidecar: Sidecar::default(),
+            sidecars: Sidecars::new(Vec::new()),
+            calls: Vec::new(),
+            debts: Vec::new(),
+            looked: BTreeMap::new(),
+            further: BTreeSet::new(),
+            unheard: BTreeSet::new(),
+            fresh: false,
+            calm: false,
             count: Count::default(),
         };
+        let external = External { provider: "p".into(), socket: "/x.sock".into(), announce: Announce::Remote };
+        let external = Spec { external: Some(external), ..Spec::default() };
+        model.groups.insert(("purelb".to_owned(), "x".to_owned()), Arc::new(external));
         for name in ["default", "a", "b"] {
             model.change_group(name);
         }
@@ -99,8 +137,9 @@ impl Model {
                 self.change_group(name);
             }
             38..40 => self.restart(),
-            40..60 => self.deliver(),
-            60..80 => self.land(),
+            40..55 => self.deliver(),
+            55..70 => self.land(),
+            70..80 => self.call(),
             _ => self.look(),
         }
     }
@@ -127,12 +166,17 @@ impl Model {
             ..Claim::default()
         };
         let mut set = |key: &str, value: &str| drop(claim.annotations.insert(key.to_owned(), value.to_owned()));
-        match self.chance.below(12) {
+        match self.chance.below(14) {
             0 => set(annotation::SERVICE_GROUP, "a"),
             1 => set(annotation::ADDRESSES, "10.0.0.1"),
             2 => set(annotation::ADDRESSES, "10.0.0.3,2001:db8::1"),
             3 => set(annotation::MULTI_POOL, "true"),
             4..7 => set(annotation::SHARING_KEY, "key"),
+            7..9 => set(annotation::SERVICE_GROUP, "x"),
+            9 => {
+                set(annotation::SERVICE_GROUP, "x");
+                set(annotation::SHARING_KEY, "key");
+            }
             _ => {}
         }
         self.put(&name, claim);
@@ -148,7 +192,9 @@ impl Model {
     fn change(&mut self) {
         let Some(name) = self.any() else { return };
         let mut claim = (*self.server[&name].claim).clone();
-        match self.chance.below(5) {
+        match self.chance.below(7) {
+            5 => drop(claim.annotations.insert(annotation::SERVICE_GROUP.to_owned(), "x".to_owned())),
+            6 => drop(claim.annotations.remove(annotation::SERVICE_GROUP)),
             // The API server itself clears the status of another type.
             0 => (claim.load_balancer, claim.ingress) = (!claim.load_balancer, Vec::new()),
             1 => claim.families = vec![Family::V4],
@@ -162,10 +208,15 @@ impl Model {
     fn change_group(&mut self, name: &str) {
         let mut pools = Pools { multi_pool: self.chance.permille(200), ..Pools::default() };
         pools.balance_pools = self.chance.permille(200);
-        for (index, pool) in POOLS.iter().enumerate().filter(|_| self.chance.permille(500)) {
-            let list = if pool.contains("db8") { &mut pools.v6 } else { &mut pools.v4 };
-            let subnet = if pool.contains("db8") { "2001:db8::/32" } else { "10.0.0.0/16" };
-            let (pool, subnet) = ((*pool).to_owned(), subnet.to_owned());
+        for (index, pool) in self.pools.iter().enumerate().filter(|_| self.chance.permille(500)) {
+            let list = if pool.contains(':') { &mut pools.v6 } else { &mut pools.v4 };
+            let subnet = match pool {
+                pool if pool.contains("db8") => "2001:db8::/32",
+                pool if pool.contains(':') => "::/0",
+                pool if pool.starts_with("10.0.") => "10.0.0.0/16",
+                _ => "0.0.0.0/0",
+            };
+            let (pool, subnet) = (pool.clone(), subnet.to_owned());
             list.push(PoolSpec { field: format!("p{index}"), pool, subnet, aggregation: None });
         }
         let remote = self.chance.permille(500);
@@ -175,18 +226,89 @@ impl Model {
             remote: remote.then_some(pools),
             namespaces: if fenced { vec!["red".to_owned()] } else { Vec::new() },
             enforce_namespaces: fenced && self.chance.permille(500),
-            exclude: if self.chance.permille(300) { vec!["10.0.0.4/31".to_owned()] } else { Vec::new() },
+            exclude: if self.chance.permille(300) { vec![self.excluded()] } else { Vec::new() },
             ..Spec::default()
         };
         self.groups.insert(("purelb".to_owned(), name.to_owned()), Arc::new(spec));
         self.catalog = Arc::new(Catalog::new(&self.groups, Some("purelb")));
     }
 
+    /// With ranges that are not its own, the last of them.
+    fn excluded(&self) -> String {
+        let own = "10.0.0.4/31".to_owned();
+        self.pools.get(POOLS.len()..).and_then(|more| more.last().cloned()).unwrap_or(own)
+    }
+
     /// The next leader: it knows the journal, and lists everything before its first grant.
     fn restart(&mut self) {
         self.count.restarts += 1;
+        for call in std::mem::take(&mut self.calls) {
+            if !self.is_further(&call) {
+                drop(self.answer(&call));
+            }
+        }
+        self.further.append(&mut self.unheard);
+        for (name, ip) in std::mem::take(&mut self.further) {
+            if !self.known(&name).any(|known| *known == ip) {
+                self.sidecar.take(&name, ip);
+            }
+        }
         self.view = self.server.clone();
         self.allocator = Allocator::new(settings(), self.journal.clone());
+        self.sidecars = Sidecars::new(self.debts.clone());
+        self.fresh = true;
+    }
+
+    /// A call arrives, or is lost, or its answer is.
+    fn call(&mut self) {
+        if self.calls.is_empty() {
+            return;
+        }
+        let call = self.calls.swap_remove(self.chance.below(self.calls.len() as u64) as usize);
+        let answer = self.answer(&call);
+        if let (What::Allocate(_), Ok(_)) = (&call.what, &answer) {
+            self.unheard.retain(|(name, _)| *name != call.service);
+        }
+        if let (true, Ok(ips)) = (self.is_further(&call), &answer) {
+            self.further.extend(ips.iter().map(|ip| (call.service.clone(), *ip)));
+        }
+        self.sidecars.done(&call, answer, self.now);
+    }
+
+    /// Asks for a further address, beside one that it has or that a write under way may give it: if the leader ends before
+    /// the answer, nobody knows of it until the Service gives all back.
+    fn is_further(&self, call: &Call) -> bool {
+        let has = self.known(&call.service).any(|ip| sidecar::is_of(*ip));
+        has && matches!(call.what, What::Allocate(_))
+    }
+
+    /// What it has, or a write under way may give it.
+    fn known(&self, name: &str) -> impl Iterator<Item = &IpAddr> {
+        let named = self.server.get(name).into_iter().flat_map(|object| &object.claim.ingress);
+        named.chain(self.journal.get(name).into_iter().flat_map(|(_, ips)| ips))
+    }
+
+    fn answer(&mut self, call: &Call) -> Result<Vec<IpAddr>, Fault> {
+        let trouble = if self.calm { 40 } else { self.chance.below(40) };
+        match trouble {
+            0 => return Err(sidecar::away()),
+            1 => {
+                let given = self.sidecar.serve(call);
+                if self.is_further(call) {
+                    self.unheard.extend(given.into_iter().flatten().map(|ip| (call.service.clone(), ip)));
+                }
+                return Err(sidecar::away());
+            }
+            2 => {
+                self.sidecar.forget();
+                return Err(sidecar::away());
+            }
+            // Unnoticed.
+            3 => self.sidecar.forget(),
+            _ => {}
+        }
+        self.count.asked += u64::from(matches!(call.what, What::Allocate(_)));
+        self.sidecar.serve(call)
     }
 
     fn deliver(&mut self) {
@@ -200,6 +322,12 @@ impl Model {
     }
 
     fn look(&mut self) {
+        if std::mem::take(&mut self.fresh) {
+            // Nobody remembers those that were deleted since something was written down last.
+            let (view, looked, debts) = (&self.view, &self.looked, &self.debts);
+            let same = |name: &str| view.get(name).is_some_and(|o| looked.get(name) == Some(&o.claim.uid));
+            self.sidecar.keep(|name| same(name) || debts.iter().any(|debt| debt.service == name));
+        }
         let estate = self.estate();
         let mut writes = Vec::new();
         for (name, decision) in self.allocator.look(&estate, self.now) {
@@ -221,6 +349,10 @@ impl Model {
             }
         }
         self.journal = journal;
+        self.calls.extend(self.sidecars.look(&estate, &self.allocator, self.now));
+        self.further.clear();
+        self.looked = estate.services.iter().map(|(name, claim)| (name.clone(), claim.uid.clone())).collect();
+        self.debts = self.sidecars.debts().iter().cloned().collect();
         for (name, version, uid, decision) in writes {
             let catalog = self.catalog.clone();
             self.wires.push(Write { name, version, uid, decision, catalog });
@@ -241,7 +373,7 @@ impl Model {
     }
 
     fn arrive(&mut self, write: &Write) {
-        if self.chance.permille(100) {
+        if !self.calm && self.chance.permille(100) {
             self.count.lost += 1;
             return;
         }
@@ -262,52 +394,26 @@ impl Model {
         self.put(&write.name, claim);
     }
 
-    /// The laws, at the moment of a write.
-    fn judge(&mut self, write: &Write, old: &Claim) {
-        let (name, new) = (&write.name, &write.decision.ingress);
-        let key = |claim: &Claim| claim.annotations.get(annotation::SHARING_KEY).cloned();
-        for ip in new.iter().filter(|ip| !old.ingress.contains(ip)) {
-            self.count.given += 1;
-            for (other, object) in self.server.iter().filter(|(n, o)| *n != name && o.claim.ingress.contains(ip)) {
-                let both = key(old).is_some() && key(old) == key(&object.claim);
-                let apart = object.claim.ports.is_disjoint(&old.ports);
-                assert!(both && apart, "{ip} of {other} is given to {name} too");
-                self.count.shared += 1;
-            }
-            let group = write.catalog.of(*ip).unwrap_or_else(|| panic!("{ip} of {name} is in no group"));
-            assert!(!group.excluded.contains(*ip), "{ip} is excluded");
-        }
-        for ip in old.ingress.iter().filter(|ip| !new.contains(ip)) {
-            let asked = old.families.is_empty() || old.families.contains(&family(*ip));
-            assert!(!old.load_balancer || !asked, "{name} loses {ip}");
-        }
-        let distinct: BTreeSet<_> = new.iter().collect();
-        assert_eq!(distinct.len(), new.len(), "{name} has an address twice: {new:?}");
-        let whole = !old.annotations.contains_key(annotation::ADDRESSES)
-            && write.decision.refusal.is_none()
-            && !new.is_empty()
-            && !old.annotations.contains_key(annotation::MULTI_POOL);
-        let multi = write.catalog.groups().any(|group| group.multi_pool);
-        if whole && !multi {
-            let has: BTreeSet<_> = new.iter().map(|ip| family(*ip)).collect();
-            assert!(old.families.iter().all(|of| has.contains(of)), "{name} has {new:?} of {:?}", old.families);
-        }
-    }
-
     /// Everything arrives: then nothing is left to do, for this allocator and for one that begins anew.
     pub fn rest(&mut self) {
-        for _ in 0..6 {
+        for round in 0..12 {
+            self.calm = round > 5;
             self.settle();
             self.look();
+            while !self.calls.is_empty() {
+                self.call();
+                self.look();
+            }
             let mut wires = std::mem::take(&mut self.wires);
             self.chance.shuffle(&mut wires);
             self.wires = wires;
             while !self.wires.is_empty() {
                 self.land();
             }
-            self.now += 2 * PAUSE;
+            self.now += 1_000_000;
         }
         self.settle();
+        self.look_at_sidecar();
         let estate = self.estate();
         let left = self.allocator.look(&estate, self.now).clone();
         assert!(left.is_empty(), "never ends: {left:?}");
@@ -322,6 +428,7 @@ impl Model {
             assert_eq!(said, held, "the ledger is wrong about {name}");
         }
         self.journal.clear();
+        self.calm = false;
     }
 
     /// All is seen, and what is not on its way any more never comes, also what another allocator began.
@@ -334,7 +441,12 @@ impl Model {
 
     fn estate(&self) -> Estate {
         let services = self.view.iter().map(|(name, object)| (name.clone(), object.claim.clone()));
-        Estate { services: services.collect(), catalog: self.catalog.clone(), subnets: self.subnets.clone() }
+        Estate {
+            services: services.collect(),
+            catalog: self.catalog.clone(),
+            subnets: self.subnets.clone(),
+            answers: self.sidecars.answers().clone(),
+        }
     }
 
     fn any(&mut self) -> Option<String> {

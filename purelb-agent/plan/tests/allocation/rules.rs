@@ -8,6 +8,7 @@ use std::sync::Arc;
 use purelb_plan::alloc::allocator::{Allocator, Estate};
 use purelb_plan::alloc::catalog::Catalog;
 use purelb_plan::alloc::claim::{Claim, Decision, annotation};
+use purelb_plan::alloc::external::{Answer, Ask, Call, Fault, Sidecars};
 use purelb_plan::alloc::group::{PoolSpec, Pools, Spec};
 use purelb_plan::observed::Family;
 
@@ -119,6 +120,29 @@ impl Cluster {
                 self.estate.services.insert(name, Arc::new(claim));
             }
         }
+    }
+
+    /// What a Service wants from a sidecar.
+    pub fn ask(&self, name: &str) -> Option<&Ask> {
+        self.allocator.asks().get(name)
+    }
+
+    /// A sidecar answers the Service's question; what the Service has then.
+    pub fn answer(&mut self, name: &str, result: Result<&[&str], (&'static str, &str)>) -> String {
+        let ips = |ips: &[&str]| ips.iter().map(|ip| ip.parse().unwrap()).collect();
+        let result =
+            result.map(ips).map_err(|(code, message)| Fault { code, message: message.to_owned(), answered: true });
+        let ask = self.ask(name).unwrap().clone();
+        self.estate.answers.insert(name.to_owned(), Arc::new(Answer { ask, result }));
+        self.run();
+        self.said(name)
+    }
+
+    /// Calls to sidecars that begin now, when everything is written that can be.
+    pub fn calls(&mut self, sidecars: &mut Sidecars) -> Vec<Call> {
+        self.estate.answers.clone_from(sidecars.answers());
+        self.run();
+        sidecars.look(&self.estate, &self.allocator, self.now)
     }
 
     pub fn said(&self, name: &str) -> String {

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use purelb_plan::alloc::claim::{BRAND, annotation};
+use purelb_plan::announce::slots::{self, ANNOUNCING_V4, ANNOUNCING_V6};
 use purelb_plan::world::{Protocol, Service, ServicePort};
 
 use super::Faults;
@@ -57,13 +58,16 @@ pub(super) fn unfit(addr: IpAddr) -> Option<&'static str> {
 
 /// Converts it; endpoints are added from its slices.
 pub(super) fn convert(s: &o::Service, state: Option<&ServiceState>, faults: &mut Faults<'_>) -> Service {
-    let annotated = s.metadata.annotations.get("purelb.io/prefer-local").is_some_and(|v| v == "true");
+    let said = |key: &str| s.metadata.annotations.get(key).map(String::as_str);
+    let annotated = said("purelb.io/prefer-local") == Some("true");
+    let slots = [ANNOUNCING_V4, ANNOUNCING_V6].into_iter().filter_map(said).flat_map(slots::parse).collect();
     Service {
         origin: faults.origin.to_owned(),
         vips: match state.and_then(ServiceState::given).filter(|given| !given.is_empty()) {
             Some(given) => given.iter().copied().collect(),
             None => vips(s, state, faults),
         },
+        remote: given(s, state, annotation::POOL_TYPE) == Some("remote"),
         ports: ports(s, faults),
         local_policy: local_policy(s, faults),
         // Values that nobody knows yet are hints that we do not follow, no faults.
@@ -71,7 +75,17 @@ pub(super) fn convert(s: &o::Service, state: Option<&ServiceState>, faults: &mut
         affinity: affinity(s, faults),
         source_ranges: source_ranges(s, faults),
         endpoints: Vec::new(),
+        slots,
+        follows_endpoints: said(annotation::NODE_AFFINITY) == Some("service-endpoints"),
+        shared: said(annotation::SHARING_KEY).is_some_and(|key| !key.is_empty()),
+        skip_dad: given(s, state, annotation::SKIP_IPV6_DAD) == Some("true"),
     }
+}
+
+/// An annotation that the allocator writes: on a folder beside the Service.
+fn given<'a>(s: &'a o::Service, state: Option<&'a ServiceState>, key: &str) -> Option<&'a str> {
+    let given = state.and_then(|state| state.annotations.get(key)?.as_deref());
+    given.or_else(|| s.metadata.annotations.get(key).map(String::as_str))
 }
 
 fn vips(s: &o::Service, state: Option<&ServiceState>, faults: &mut Faults<'_>) -> BTreeSet<IpAddr> {

@@ -3,6 +3,7 @@
 use std::os::unix::fs::symlink;
 
 use super::*;
+use crate::source::state::{ServiceState, State};
 
 #[test]
 fn unchanged_services_are_the_same_again() {
@@ -282,4 +283,22 @@ fn what_was_never_read_is_known_to_be_unknown() {
     case.named(&["c.yaml"]);
     case.all();
     assert!(!unread(&case), "removed");
+}
+
+/// What the allocator says of a Service stands in its annotations on a cluster, and beside it here.
+#[test]
+fn what_the_allocator_says_counts() {
+    let mut case = Case::new();
+    case.write("web.yaml", &web());
+    case.all();
+    let before = case.service("web").unwrap();
+    assert!(!before.remote && !before.skip_dad);
+    let says = [("purelb.io/pool-type", "remote"), ("purelb.io/skip-ipv6-dad", "true")];
+    let annotations = says.map(|(key, value)| (key.to_owned(), Some(value.to_owned()))).into();
+    let ingress = before.vips.iter().copied().collect();
+    let state = ServiceState { service: "default/web".to_owned(), ingress, annotations, ..ServiceState::default() };
+    State::new(&case.path("state")).write(state).unwrap();
+    case.all();
+    let after = case.service("web").unwrap();
+    assert!(after.remote && after.skip_dad, "{after:?}");
 }

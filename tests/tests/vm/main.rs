@@ -1,0 +1,4 @@
+//! What only guests show.
+
+mod ipvs;
+mod kernel;
