@@ -1,6 +1,7 @@
 //! The agent's process of one node, and its commands.
 
 use std::fs::{File, OpenOptions};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -243,6 +244,15 @@ impl Agent {
     /// Endpoints of a VIP's port as `(address, state)`, sorted; empty when the service is not there.
     pub fn endpoints(&self, vip: &str, port: u16) -> Result<Vec<(String, String)>> {
         endpoints(&self.query(&["services"])?, vip, port)
+    }
+
+    /// Packets that its programs brought to endpoints of these addresses.
+    pub fn packets(&self, vips: &[IpAddr]) -> Result<u64> {
+        let all = self.query(&["services"])?;
+        let vips: Vec<_> = vips.iter().map(ToString::to_string).collect();
+        let mine = all.as_array().into_iter().flatten();
+        let mine = mine.filter(|row| row["vip"].as_str().is_some_and(|vip| vips.iter().any(|one| one == vip)));
+        Ok(mine.filter_map(|row| row["packets"].as_u64()).sum())
     }
 
     /// Where its maps are pinned.

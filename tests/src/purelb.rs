@@ -4,6 +4,8 @@ use serde_json::{Value, json};
 
 use crate::cluster::tenant::INSTALL;
 
+pub mod agent;
+
 /// Its CustomResourceDefinitions, of groups and of agents.
 #[must_use]
 pub fn crds() -> [Value; 2] {

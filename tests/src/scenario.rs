@@ -195,18 +195,9 @@ impl Scene {
         Ok(())
     }
 
-    /// Packets that the programs of a node brought to endpoints of a Service.
-    pub fn packets(&self, node: usize, of: &Served) -> Result<u64> {
-        let all = self.lab.nodes[node].agent.query(&["services"])?;
-        let vips: Vec<_> = of.vips.iter().map(ToString::to_string).collect();
-        let mine = all.as_array().into_iter().flatten();
-        let mine = mine.filter(|row| row["vip"].as_str().is_some_and(|vip| vips.iter().any(|one| one == vip)));
-        Ok(mine.filter_map(|row| row["packets"].as_u64()).sum())
-    }
-
     /// Does it, and says how many packets the programs of each node brought to endpoints of a Service meanwhile.
     pub fn counted(&self, of: &Served, work: impl FnOnce() -> Result<()>) -> Result<Vec<u64>> {
-        let count = || (0..3).map(|node| self.packets(node, of)).collect::<Result<Vec<_>>>();
+        let count = || (0..3).map(|node| self.lab.nodes[node].agent.packets(&of.vips)).collect::<Result<Vec<_>>>();
         let before = count()?;
         work()?;
         Ok(count()?.iter().zip(before).map(|(after, before)| after - before).collect())
@@ -234,12 +225,13 @@ impl Scene {
     pub fn pods_of_all_nodes(&self, of: &Served, programs: bool) -> Result<()> {
         for n in 1..=3 {
             self.lab.route_vips(&[n])?;
-            let before = if programs { self.packets(usize::from(n) - 1, of)? } else { 0 };
+            let agent = &self.lab.nodes[usize::from(n) - 1].agent;
+            let before = if programs { agent.packets(&of.vips)? } else { 0 };
             for to in targets(&[of]) {
                 self.meets(&self.lab.client, to, &self.pods(None, &[0, 1]))?;
                 clients::udp(&self.lab.client, to, 200)?;
             }
-            let after = if programs { self.packets(usize::from(n) - 1, of)? } else { 0 };
+            let after = if programs { agent.packets(&of.vips)? } else { 0 };
             ensure!(before == after, "{}: {} packets went through XDP", of.name, after - before);
         }
         self.lab.route_vips(&[1, 2, 3])

@@ -25,7 +25,9 @@ pub enum Tier {
     Api,
     /// The packets and some of the labs under Debian's kernels in emulated guests, as `cargo xtask vm`
     Vm,
-    /// All of them but vm
+    /// Beside PureLB's own agent, of which PURELB_UPSTREAM_AGENT names the binary (root)
+    Mixed,
+    /// All of them but vm and mixed
     All,
 }
 
@@ -37,9 +39,10 @@ pub fn run(tier: Tier, filter: Option<&str>) -> Result<()> {
         vm::tier(&object, filter, &mut report)?;
         return report.finish();
     }
-    let wanted = |other: &Tier| tier == *other || tier == Tier::All;
-    let tiers: Vec<Tier> =
-        [Tier::Unit, Tier::Fuzz, Tier::Dp, Tier::Netns, Tier::Api].into_iter().filter(wanted).collect();
+    let tiers = match tier {
+        Tier::All => vec![Tier::Unit, Tier::Fuzz, Tier::Dp, Tier::Netns, Tier::Api],
+        one => vec![one],
+    };
     if let Some(filter) = filter {
         named(&tiers, &object, filter)?;
     }
@@ -53,11 +56,12 @@ pub fn run(tier: Tier, filter: Option<&str>) -> Result<()> {
             if tier != Tier::Unit {
                 test.env("PURELB_AGENT_BIN", ready(&object, false)?);
             }
-            if tier == Tier::Api {
+            if matches!(tier, Tier::Api | Tier::Mixed) {
                 test.env("PURELB_KUBE_BIN", kube::control_plane()?);
             }
             // Two labs at a time: much of one's time is waiting; more would miss each other's deadlines on few CPUs.
-            let options: &[&str] = if matches!(tier, Tier::Netns | Tier::Api) { &["--test-threads", "2"] } else { &[] };
+            let labs = matches!(tier, Tier::Netns | Tier::Api | Tier::Mixed);
+            let options: &[&str] = if labs { &["--test-threads", "2"] } else { &[] };
             sh::run(test.arg("--").args(filter).args(options))
         });
     }
@@ -70,6 +74,7 @@ impl Tier {
             Self::Dp => "datapath tests",
             Self::Netns => "namespace tests",
             Self::Api => "api tests",
+            Self::Mixed => "tests beside PureLB's agent",
             Self::Unit | Self::Fuzz | Self::Vm | Self::All => "unit tests",
         }
     }
@@ -81,6 +86,7 @@ impl Tier {
             Self::Dp => test.args(["-p", "purelb-tests", "--test", "dp"]),
             Self::Netns => test.args(["-p", "purelb-tests", "--test", "netns"]),
             Self::Api => test.args(["-p", "purelb-tests", "--test", "api"]),
+            Self::Mixed => test.args(["-p", "purelb-tests", "--test", "mixed"]),
             Self::Unit | Self::Fuzz | Self::Vm | Self::All => test
                 .args(["-p", "purelb-common", "--features", "purelb-common/user"])
                 .args(["-p", "purelb-plan", "-p", "purelb-agent", "-p", "xtask"]),

@@ -92,6 +92,12 @@ impl Proxy {
     pub fn count(&self, words: &str) -> usize {
         self.state.lock().map_or(0, |state| state.seen.iter().filter(|line| line.contains(words)).count())
     }
+
+    /// How many requests there were, events apart: those name each group of every other tenant once.
+    #[must_use]
+    pub fn asked(&self) -> usize {
+        self.count("") - self.count("/events")
+    }
 }
 
 fn fate(state: &Mutex<State>, line: &str) -> Option<Fate> {

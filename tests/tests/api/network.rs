@@ -29,10 +29,10 @@ fn outdated_and_silent() -> Result<()> {
     proxy.rules(&[Rule(WATCH, Fate::Silence)])?;
     tenant.admin.patch("Service", &tenant.namespace, "web", &json!({"metadata": {"labels": {"a": "b"}}}))?;
     sys::pause(500);
-    let before = proxy.count("");
+    let before = proxy.asked();
     tenant.group("late", pool("10.20.0.0/24"))?;
     sys::pause(8_000);
-    let asked = proxy.count("") - before;
+    let asked = proxy.asked() - before;
     proxy.rules(&[])?;
     tenant.wait("web", "is served", |service| !ingress(service).is_empty())?;
     ensure!(asked < 60, "{asked} requests in 8 s: a busy loop");
@@ -51,9 +51,9 @@ fn too_many_requests() -> Result<()> {
     for (round, requests) in ["PATCH /api/v1", "."].into_iter().enumerate() {
         proxy.rules(&[Rule(requests, Fate::Answer(429))])?;
         tenant.create_many(&format!("round-{round}-"), 3)?;
-        let before = proxy.count("");
+        let before = proxy.asked();
         sys::pause(8_000);
-        let asked = proxy.count("") - before;
+        let asked = proxy.asked() - before;
         ensure!(asked < 150, "{asked} requests in 8 s though the API server asks for patience");
         proxy.rules(&[])?;
         tenant.all_served(6 + 3 * round)?;
