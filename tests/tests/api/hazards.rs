@@ -31,9 +31,15 @@ impl Scene {
         }
         let vips = lab.service(&admin, "web", json!({"externalTrafficPolicy": "Cluster"}))?;
         let scene = Self { lab, admin, _allocator: allocator, ip: vips[0] };
-        scene.owner().with_context(|| scene.lab.logs())?;
-        sys::pause(11_000);
+        scene.settled().with_context(|| scene.lab.logs())?;
         Ok(scene)
+    }
+
+    /// Somebody has it, and stays its owner: where in the list of nodes that one stands.
+    fn settled(&self) -> Result<usize> {
+        self.owner()?;
+        sys::pause(11_000);
+        self.owner()
     }
 
     /// Where in the list of nodes the one that has the address stands.
@@ -55,11 +61,15 @@ impl Scene {
 
     /// Starts the agent of a node and waits until it has the Lease.
     fn start(&mut self, index: usize) -> Result<()> {
-        let session = |lease: &Value| lease["metadata"]["annotations"]["purelb.io/session"].clone();
-        let before = session(&self.lease(index)?);
+        let session = |scene: &Self| {
+            // Handed over, it is deleted.
+            let lease = scene.lease(index).unwrap_or_default();
+            lease["metadata"]["annotations"]["purelb.io/session"].clone()
+        };
+        let before = session(self);
         self.lab.nodes[index].agent.start()?;
         self.lab.nodes[index].agent.wait_ready()?;
-        sys::wait_for("it has its Lease", TAKE_OVER, || Ok(session(&self.lease(index)?) != before))?;
+        sys::wait_for("it has its Lease", TAKE_OVER, || Ok(![before.clone(), Value::Null].contains(&session(self))))?;
         self.wait_in(&self.lab.nodes[index])
     }
 
@@ -80,6 +90,7 @@ fn daemon_set_is_deleted() -> Result<()> {
     let all = manifests("deploy/base")?;
     let mut daemons = all.into_iter().find(|object| object["kind"] == "DaemonSet").context("a DaemonSet")?;
     daemons["spec"]["template"]["spec"]["nodeSelector"] = json!({"nowhere": ""});
+    daemons["metadata"]["finalizers"] = json!(["tests.purelb.io/held"]);
     scene.admin.apply(&daemons)?;
     let index = scene.owner()?;
     for cut in [false, true] {
@@ -95,14 +106,22 @@ fn daemon_set_is_deleted() -> Result<()> {
         scene.start(index)?;
     }
     scene.admin.delete("DaemonSet", INSTALL, "lbnodeagent")?;
-    sys::wait_for("the DaemonSet is gone", Duration::from_secs(20), || {
-        Ok(scene.admin.get("DaemonSet", INSTALL, "lbnodeagent").is_err())
-    })?;
-    let index = scene.owner()?;
-    scene.lab.nodes[index].agent.stop(Signal::SIGTERM)?;
-    ensure!(!has(&scene.lab.nodes[index], scene.ip), "it was held");
-    let next = scene.owner()?;
-    ensure!(next != index && scene.lab.nodes[next].agent.pid().is_some(), "nobody took it");
+    for gone in [false, true] {
+        if gone {
+            let free = json!({"metadata": {"finalizers": null}});
+            scene.admin.patch("DaemonSet", INSTALL, "lbnodeagent", &free)?;
+        }
+        sys::wait_for(&format!("the DaemonSet is being deleted; gone: {gone}"), Duration::from_secs(20), || {
+            let found = scene.admin.get("DaemonSet", INSTALL, "lbnodeagent");
+            Ok(found.map_or(gone, |found| !gone && !found["metadata"]["deletionTimestamp"].is_null()))
+        })?;
+        let index = scene.settled()?;
+        scene.lab.nodes[index].agent.stop(Signal::SIGTERM)?;
+        ensure!(!has(&scene.lab.nodes[index], scene.ip), "it was held; gone: {gone}");
+        let next = scene.owner()?;
+        ensure!(next != index && scene.lab.nodes[next].agent.pid().is_some(), "nobody took it; gone: {gone}");
+        scene.start(index)?;
+    }
     Ok(())
 }
 
