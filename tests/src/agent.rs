@@ -125,14 +125,11 @@ impl Agent {
 
     /// Waits until it says that all is programmed and every uplink is attached.
     pub fn wait_ready(&mut self) -> Result<()> {
-        let this = &mut *self;
-        let mut ended = None;
         let result = sys::wait_for("the agent is ready", Duration::from_secs(60), || {
-            ended = this.child.as_mut().map(Child::try_wait).transpose()?.flatten();
-            if ended.is_some() {
-                return Ok(true);
+            if let Some(status) = self.child.as_mut().map(Child::try_wait).transpose()?.flatten() {
+                bail!(sys::Ended("the agent".to_owned(), status));
             }
-            let status = this.query(&["status"])?;
+            let status = self.query(&["status"])?;
             let attached = status.get("uplinks").and_then(Value::as_array).is_some_and(|uplinks| {
                 !uplinks.is_empty() && uplinks.iter().all(|uplink| uplink.get("attached") == Some(&Value::Bool(true)))
             });
@@ -140,7 +137,6 @@ impl Agent {
             let runs = status.pointer("/agent/alive") == Some(&Value::Bool(true));
             Ok(runs && attached && status.get("ready") == Some(&Value::Bool(true)))
         });
-        let result = result.and_then(|()| ended.map_or(Ok(()), |status| bail!("the agent ended with {status}")));
         result.with_context(|| format!("agent of {}, its log ends so:\n{}", self.node, self.log_tail()))
     }
 

@@ -169,7 +169,7 @@ impl Cluster {
     fn ended(&self) -> Result<()> {
         for (part, child) in self.children()?.iter_mut() {
             if let Some(status) = child.try_wait()? {
-                bail!("{} ended with {status}", part.program());
+                bail!(sys::Ended(part.program().to_owned(), status));
             }
         }
         Ok(())

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -47,13 +47,20 @@ pub fn patient(limit: Duration) -> Duration {
     limit.saturating_mul(times.unwrap_or(1))
 }
 
-/// Asks `check` every 30 ms until it says `Ok(true)`; the last answer goes into the error. The limit is [`patient`].
+/// What is waited for will never be: it ended.
+#[derive(Debug, thiserror::Error)]
+#[error("{0} ended with {1}")]
+pub struct Ended(pub String, pub ExitStatus);
+
+/// Asks `check` every 30 ms until it says `Ok(true)`, or [`Ended`]; the last answer goes into the error. The limit is
+/// [`patient`].
 pub fn wait_for(what: &str, limit: Duration, mut check: impl FnMut() -> Result<bool>) -> Result<()> {
     let (start, limit) = (Instant::now(), patient(limit));
     loop {
         let last = match check() {
             Ok(true) => return Ok(()),
             Ok(false) => "not yet".to_owned(),
+            Err(error) if error.is::<Ended>() => return Err(error.context(format!("wait for: {what}"))),
             Err(error) => format!("{error:#}"),
         };
         if start.elapsed() > limit {

@@ -60,8 +60,26 @@ const RUNS: &[Run] = &[
 ];
 
 /// Programs of this machine in a guest, beside those of the tests.
-const PROGRAMS: &[&str] =
-    &["sh", "mount", "mkdir", "chmod", "sleep", "cat", "ls", "cp", "rm", "uname", "birdc", "vtysh"];
+const PROGRAMS: &[&str] = &[
+    "sh",
+    "mount",
+    "mkdir",
+    "chmod",
+    "sleep",
+    "cat",
+    "ls",
+    "cp",
+    "rm",
+    "uname",
+    "birdc",
+    "vtysh",
+    // Beside iptables-restore; kube-proxy's.
+    "iptables",
+    "iptables-save",
+    "ip6tables",
+    "ip6tables-save",
+    "ip6tables-restore",
+];
 
 /// What they read.
 const FILES: &[&str] = &[
@@ -72,6 +90,7 @@ const FILES: &[&str] = &[
     "/etc/passwd",
     "/etc/protocols",
     "/etc/services",
+    "/etc/ssl/certs/ca-certificates.crt",
     "/etc/ssl/openssl.cnf",
     "/usr/lib/ssl/openssl.cnf",
     "/usr/lib/x86_64-linux-gnu/xtables",
@@ -170,6 +189,10 @@ fn runs(kernel: &Kernel, filter: Option<&str>, tests: &[(String, PathBuf)]) -> R
             if filter.is_none() && found < run.only.len().max(1) {
                 bail!("{name} has not all of {only:?}: change the list in xtask/src/vm.rs");
             }
+            if filter.is_some() {
+                // Whoever asks for a few wants to see how far they are.
+                only.push("--nocapture");
+            }
             if found > 0 {
                 lines += &format!("{name} --color never --test-threads {} {}\n", run.threads, only.join(" "));
             }
@@ -200,6 +223,7 @@ fn machine(image: &mut Image) -> Result<()> {
     for file in FILES.iter().map(Path::new) {
         image.tree(file, file)?;
     }
+    image.content("/etc/hosts", 0o644, b"127.0.0.1 localhost\n::1 localhost\n")?;
     image.content("/init", 0o755, include_bytes!("vm/init.sh"))
 }
 

@@ -54,7 +54,7 @@ impl KubeProxy {
     pub fn wait_healthy(&mut self, node: &Node) -> Result<()> {
         let waited = sys::wait_for("kube-proxy is healthy", Duration::from_secs(60), || {
             if let Some(status) = self.child.try_wait()? {
-                bail!("it ended with {status}");
+                bail!(sys::Ended("kube-proxy".to_owned(), status));
             }
             let (code, said) = node.netns.page(HEALTH, "/healthz")?;
             ensure!(code == 200, "{code}: {said}");

@@ -47,7 +47,7 @@ impl Upstream {
         let mut this = Self { child: Some(child), log };
         let waited = sys::wait_for("PureLB's agent elects", Duration::from_secs(60), || {
             if let Some(status) = this.child.as_mut().map(Child::try_wait).transpose()?.flatten() {
-                bail!("it ended with {status}");
+                bail!(sys::Ended("PureLB's agent".to_owned(), status));
             }
             let page = node.netns.page(7472, "/metrics")?.1;
             ensure!(page.lines().any(|line| line == "purelb_election_lease_healthy 1"), "no healthy Lease");

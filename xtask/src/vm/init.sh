@@ -15,6 +15,8 @@ for folder in /run /tmp /var /dev/shm; do mount -t tmpfs tmpfs $folder; done
 mkdir -p /run/netns /var/log /var/lib /var/run
 chmod 1777 /tmp
 
+# kube-apiserver makes a label of it.
+echo guest >/proc/sys/kernel/hostname
 ip link set lo up
 . /purelb/environment
 
