@@ -14,8 +14,10 @@ use serde_json::json;
 /// has the policy Local never does, what has the policy Cluster always, and without our agent everything.
 #[test]
 fn beside_kube_proxy() -> Result<()> {
-    let options = Options { nodes: 1, pods: 2, kube_proxy: Some("ipvs"), ..Options::new("xdp") };
+    // On no device: what a node has itself kube-proxy does not bind.
+    let options = Options { nodes: 1, pods: 2, routed: true, kube_proxy: Some("ipvs"), ..Options::new("xdp") };
     let (mut lab, admin, _allocator) = Lab::on_cluster(options)?;
+    lab.route_vips(&[1])?;
     (0..2).try_for_each(|pod| lab.pod(&admin, 0, pod, "web", true))?;
     let make = |name: &str, policy: &str| {
         let spec = json!({
