@@ -273,9 +273,7 @@ impl Agent {
     /// The last lines of its log.
     #[must_use]
     pub fn log_tail(&self) -> String {
-        let text = self.log();
-        let lines: Vec<_> = text.lines().collect();
-        lines.get(lines.len().saturating_sub(30)..).unwrap_or_default().join("\n")
+        sys::tail(&self.log, 30)
     }
 }
 

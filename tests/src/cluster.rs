@@ -284,9 +284,7 @@ impl Cluster {
         let mut all = String::new();
         for part in [Part::Etcd, Part::Api, Part::Controllers] {
             let name = format!("{}.log", part.program());
-            let text = std::fs::read_to_string(self.folder.path().join(&name)).unwrap_or_default();
-            let lines: Vec<_> = text.lines().collect();
-            let tail = lines.get(lines.len().saturating_sub(15)..).unwrap_or_default().join("\n");
+            let tail = sys::tail(&self.folder.path().join(&name), 15);
             all.push_str(&format!("--- {name} ---\n{tail}\n"));
         }
         all

@@ -152,9 +152,7 @@ impl Speaker {
     /// The last lines of its log.
     #[must_use]
     pub fn log(&self) -> String {
-        let text = fs::read_to_string(self.folder.join("log")).unwrap_or_default();
-        let lines: Vec<_> = text.lines().collect();
-        lines.get(lines.len().saturating_sub(20)..).unwrap_or_default().join("\n")
+        sys::tail(&self.folder.join("log"), 20)
     }
 }
 

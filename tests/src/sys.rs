@@ -70,6 +70,14 @@ pub fn wait_for(what: &str, limit: Duration, mut check: impl FnMut() -> Result<b
     }
 }
 
+/// The last lines of a log, so many at most; nothing of one that is not there.
+#[must_use]
+pub fn tail(log: &Path, count: usize) -> String {
+    let text = std::fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<_> = text.lines().collect();
+    lines.get(lines.len().saturating_sub(count)..).unwrap_or_default().join("\n")
+}
+
 /// Sleeps that many milliseconds.
 pub fn pause(milliseconds: u64) {
     thread::sleep(Duration::from_millis(milliseconds));

@@ -66,9 +66,7 @@ impl KubeProxy {
     /// The last lines of its log.
     #[must_use]
     pub fn log_tail(&self) -> String {
-        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
-        let lines: Vec<_> = text.lines().collect();
-        lines.get(lines.len().saturating_sub(20)..).unwrap_or_default().join("\n")
+        sys::tail(&self.log, 20)
     }
 }
 
