@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use purelb_tests::cluster::tenant::INSTALL;
-use purelb_tests::cluster::{Client, Cluster, manifests, refusal};
+use purelb_tests::cluster::{Client, Cluster, manifests, path, refusal};
 use purelb_tests::sys;
 use serde_json::{Value, json};
 
@@ -12,10 +12,18 @@ use serde_json::{Value, json};
 fn install(admin: &Client) -> Result<()> {
     manifests("deploy/base")?.iter().try_for_each(|object| admin.apply(object).map(drop))?;
     let agent = Cluster::shared()?.pod_on(INSTALL, "lbnodeagent", "nowhere")?;
-    let path = format!("/apis/coordination.k8s.io/v1/namespaces/{INSTALL}/leases?dryRun=All");
-    let lie = lease("purelb-node-elsewhere");
+    let leases = format!("/apis/coordination.k8s.io/v1/namespaces/{INSTALL}/leases?dryRun=All");
+    let service = format!("{}?dryRun=All", path("Service", "default", "kubernetes")?);
+    let lies = [
+        ("leases", "POST", leases, "application/json", lease("purelb-node-elsewhere")),
+        ("services", "PATCH", service, "application/merge-patch+json", json!({"metadata": {"labels": {"a": "b"}}})),
+    ];
+    // The API server takes up one policy after the other, and roles before them.
     sys::wait_for("the policies are in force", Duration::from_secs(30), || {
-        Ok(agent.raw("POST", &path, Some(("application/json", &lie))).is_err())
+        Ok(lies.iter().all(|(policy, method, path, kind, lie)| {
+            refusal(agent.raw(method, path, Some((kind, lie))))
+                .is_ok_and(|refused| refused.message.contains(&format!("purelb-lbnodeagent-{policy}")))
+        }))
     })
 }
 
