@@ -81,6 +81,24 @@ fn a_freed_address_rests() {
 }
 
 #[test]
+fn it_rests_under_the_next_leader() {
+    let mut c = Cluster::of(&["10.0.0.0/29"]);
+    assert_eq!((c.apply("x/a", |_| {}), c.apply("x/b", |_| {})), ("10.0.0.0".to_owned(), "10.0.0.1".to_owned()));
+    c.remove("x/a");
+    c.now += PAUSE / 2;
+    c.restart();
+    assert_eq!(c.apply("x/c", |_| {}), "10.0.0.2", "used last");
+    c.now += PAUSE / 2;
+    assert_eq!(c.apply("x/d", |_| {}), "10.0.0.0", "no longer than under the former one");
+    c.remove("x/b");
+    c.allocator.rest([("10.0.0.3".parse().unwrap(), u64::MAX), ("10.0.0.0".parse().unwrap(), PAUSE)], c.now);
+    assert_eq!(c.apply("x/e", |_| {}), "10.0.0.4", "10.0.0.1 and 10.0.0.3 rest");
+    c.now += PAUSE;
+    assert_eq!(c.apply("x/f", |_| {}), "10.0.0.1", "and never longer than that");
+    assert_eq!((c.apply("x/g", |_| {}), c.said("x/d")), ("10.0.0.3".to_owned(), "10.0.0.0".to_owned()));
+}
+
+#[test]
 fn families_come_and_go() {
     let mut c = Cluster::of(&["10.0.0.0/29", "2001:db8::/64"]);
     assert_eq!(c.apply("x/a", families(&[V6])), "2001:db8::");

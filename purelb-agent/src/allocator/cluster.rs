@@ -2,6 +2,7 @@
 //! it writes each Service under the condition that it is still the version that was decided about.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -93,6 +94,7 @@ pub async fn run(office: Office, mut figures: Figures, mut stop: watch::Receiver
 /// Beside what the Lease says. Of two grants about one version either may come true.
 fn inherit(inherited: &mut Journal, own: Journal) {
     inherited.debts.extend(own.debts);
+    inherited.resting.extend(own.resting);
     let inherited = &mut inherited.grants;
     for (name, grant) in own.grants {
         match inherited.get_mut(&name) {
@@ -142,6 +144,8 @@ struct Desk {
     /// From the first list on.
     allocator: Option<Allocator>,
     inherited: Grants,
+    /// What the former leader let go of lately: until the first list.
+    resting: BTreeMap<IpAddr, u64>,
     sidecars: Sidecars,
     writes: BTreeMap<String, Write>,
     running: JoinSet<(String, Outcome)>,
@@ -173,6 +177,7 @@ impl Desk {
             networks: Networks::default(),
             allocator: None,
             inherited: inherited.grants,
+            resting: inherited.resting,
             sidecars,
             writes: BTreeMap::new(),
             running: JoinSet::new(),
@@ -275,7 +280,9 @@ impl Desk {
         if self.allocator.is_none() {
             let inherited =
                 self.inherited.iter().map(|(name, grant)| (name.clone(), (grant.uid.clone(), grant.ips.clone())));
-            self.allocator = Some(Allocator::new(self.office.settings.clone(), inherited.collect()));
+            let mut allocator = Allocator::new(self.office.settings.clone(), inherited.collect());
+            allocator.rest(std::mem::take(&mut self.resting), self.clock());
+            self.allocator = Some(allocator);
             self.figures.ready.store(true, Ordering::Relaxed);
             if self.unproven && self.register.estate.services.values().any(|claim| claim.is_branded()) {
                 tracing::info!(
@@ -345,12 +352,16 @@ impl Desk {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Everything that was given and may come true without the object showing it yet, and what sidecars owe.
+    /// Everything that was given and may come true without the object showing it yet, what sidecars owe, and what rests.
     fn journal(&self) -> Journal {
         let own = self.writes.iter().filter(|(_, write)| write.stage != Stage::Done);
         let own = own.filter_map(|(name, write)| Some((name.clone(), write.grant.clone()?)));
         let grants = self.inherited.clone().into_iter().chain(own).collect();
-        Journal { grants, debts: self.sidecars.debts() }
+        let resting = match &self.allocator {
+            Some(allocator) => allocator.resting(self.clock()).collect(),
+            None => self.resting.clone(),
+        };
+        Journal { grants, debts: self.sidecars.debts(), resting }
     }
 
     /// What waits may be begun.

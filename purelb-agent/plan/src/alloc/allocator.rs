@@ -75,6 +75,18 @@ impl Allocator {
         }
     }
 
+    /// Addresses that another one let go of rest for so many milliseconds from now on, if nobody has them.
+    pub fn rest(&mut self, resting: impl IntoIterator<Item = (IpAddr, u64)>, now: u64) {
+        for (ip, rest) in resting {
+            self.ledger.cool(ip, now.saturating_add(rest.min(self.settings.cool_down)));
+        }
+    }
+
+    /// What is only given when there is no other, and for how many milliseconds still.
+    pub fn resting(&self, now: u64) -> impl Iterator<Item = (IpAddr, u64)> {
+        self.ledger.cooling().iter().map(move |(ip, until)| (*ip, until.saturating_sub(now)))
+    }
+
     /// Who holds what.
     #[must_use]
     pub const fn ledger(&self) -> &Ledger {
@@ -123,7 +135,9 @@ impl Allocator {
     /// is the version that was looked at. `now` in milliseconds, of a clock that never goes
     /// back.
     pub fn look(&mut self, estate: &Estate, now: u64) -> &BTreeMap<String, Decision> {
-        self.ledger.cool(now, self.settings.cool_down);
+        self.ledger.pass(now);
+        // What is let go of in this look.
+        let until = now.saturating_add(self.settings.cool_down);
         let mut moved = false;
         let seen = std::mem::replace(&mut self.seen, estate.clone());
         let is_new = |(name, claim): &(&String, &Arc<Claim>)| {
@@ -131,12 +145,12 @@ impl Allocator {
         };
         let changed: BTreeSet<&String> = estate.services.iter().filter(is_new).map(|(name, _)| name).collect();
         for name in seen.services.keys().filter(|name| !estate.services.contains_key(*name)) {
-            moved |= self.forget(name, now);
+            moved |= self.forget(name, until);
         }
         // What stands in a status is in use, whoever put it there, before anything is given.
         for name in &changed {
             if let Some(claim) = estate.services.get(*name) {
-                moved |= self.note(name, claim, seen.services.get(*name), now);
+                moved |= self.note(name, claim, seen.services.get(*name), until);
             }
         }
         let rules_changed = !Arc::ptr_eq(&seen.catalog, &estate.catalog) || seen.subnets != estate.subnets;
@@ -157,7 +171,7 @@ impl Allocator {
             order.sort_by_key(|(name, claim)| (&claim.created, *name));
             for (name, claim) in order {
                 let open = self.open.contains(name) && !changed.contains(name);
-                moved |= self.settle(name, claim, estate, open, now);
+                moved |= self.settle(name, claim, estate, open, until);
             }
             due.clear();
         }
@@ -166,25 +180,25 @@ impl Allocator {
         &self.unwritten
     }
 
-    fn forget(&mut self, name: &str, now: u64) -> bool {
+    fn forget(&mut self, name: &str, until: u64) -> bool {
         self.pending.remove(name);
         self.asks.remove(name);
         self.unwritten.remove(name);
         self.open.remove(name);
-        self.ledger.hold(name, &BTreeSet::new(), &Use::default(), now)
+        self.ledger.hold(name, &BTreeSet::new(), &Use::default(), until)
     }
 
     /// A Service that is other than before holds what its status says, and what was granted to it: that write may have
     /// been lost, and then the same is granted again.
-    fn note(&mut self, name: &str, claim: &Claim, old: Option<&Arc<Claim>>, now: u64) -> bool {
+    fn note(&mut self, name: &str, claim: &Claim, old: Option<&Arc<Claim>>, until: u64) -> bool {
         let same = old.is_some_and(|old| old.uid == claim.uid);
-        let moved = !same && old.is_some() && self.forget(name, now);
+        let moved = !same && old.is_some() && self.forget(name, until);
         let mut ips: BTreeSet<IpAddr> = claim.ingress.iter().copied().collect();
         if claim.load_balancer {
             ips.extend(self.ledger.of(name).into_iter().flatten());
             ips.extend(self.inherited(name, claim).into_iter().flatten());
         }
-        self.ledger.hold(name, &ips, &claim.usage(), now) | moved
+        self.ledger.hold(name, &ips, &claim.usage(), until) | moved
     }
 
     fn inherited(&self, name: &str, claim: &Claim) -> Option<&BTreeSet<IpAddr>> {
@@ -192,7 +206,7 @@ impl Allocator {
     }
 
     /// Decides. `open`: the object is the version that earlier writes are bound to, so what they grant stays in use.
-    fn settle(&mut self, name: &str, claim: &Arc<Claim>, estate: &Estate, open: bool, now: u64) -> bool {
+    fn settle(&mut self, name: &str, claim: &Arc<Claim>, estate: &Estate, open: bool, until: u64) -> bool {
         let decision = match (self.is_mine(claim), claim.load_balancer) {
             (true, true) if !claim.unready => {
                 let answer = estate.answers.get(name).map(|answer| &**answer);
@@ -223,6 +237,6 @@ impl Allocator {
                 self.unwritten.insert(name.to_owned(), decision);
             }
         }
-        self.ledger.hold(name, &ips, &claim.usage(), now)
+        self.ledger.hold(name, &ips, &claim.usage(), until)
     }
 }

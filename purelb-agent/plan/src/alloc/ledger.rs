@@ -25,15 +25,15 @@ pub struct Ledger {
     services: BTreeMap<String, (BTreeSet<IpAddr>, Use)>,
     keys: BTreeMap<String, BTreeSet<IpAddr>>,
     taken: Taken,
-    /// When they were freed, in milliseconds.
+    /// Until when, in milliseconds.
     cooling: BTreeMap<IpAddr, u64>,
     cooled: Taken,
 }
 
 impl Ledger {
-    /// From now on the Service holds these and nothing else. What it lets go of, and nobody else has, cools.
+    /// From now on the Service holds these and nothing else. What it lets go of, and nobody else has, cools until then.
     /// Whether anything is other than before.
-    pub fn hold(&mut self, service: &str, ips: &BTreeSet<IpAddr>, used: &Use, now: u64) -> bool {
+    pub fn hold(&mut self, service: &str, ips: &BTreeSet<IpAddr>, used: &Use, until: u64) -> bool {
         if self.services.get(service).map_or(ips.is_empty(), |(old, how)| old == ips && how == used) {
             return false;
         }
@@ -55,10 +55,10 @@ impl Ledger {
         if !ips.is_empty() {
             self.services.insert(service.to_owned(), (ips.clone(), used.clone()));
         }
-        for ip in old.difference(ips).filter(|ip| !self.users.contains_key(ip)) {
+        let freed: Vec<_> = old.difference(ips).filter(|ip| !self.users.contains_key(ip)).collect();
+        for ip in freed {
             self.taken.remove(*ip);
-            self.cooling.insert(*ip, now);
-            self.cooled.add(*ip);
+            self.cool(*ip, until);
         }
         for key in [how.key, used.key.clone()].into_iter().flatten() {
             let bound =
@@ -74,14 +74,27 @@ impl Ledger {
         true
     }
 
-    /// What cooled for so long may be taken like any other again.
-    pub fn cool(&mut self, now: u64, pause: u64) {
-        let done = |at: &u64| now.saturating_sub(*at) >= pause;
-        let done: Vec<_> = self.cooling.iter().filter(|(_, at)| done(at)).map(|(ip, _)| *ip).collect();
+    /// Until then it is taken only when there is no other.
+    pub fn cool(&mut self, ip: IpAddr, until: u64) {
+        if !self.users.contains_key(&ip) {
+            self.cooling.insert(ip, until);
+            self.cooled.add(ip);
+        }
+    }
+
+    /// What cooled long enough may be taken like any other again.
+    pub fn pass(&mut self, now: u64) {
+        let done: Vec<_> = self.cooling.iter().filter(|(_, until)| **until <= now).map(|(ip, _)| *ip).collect();
         for ip in done {
             self.cooling.remove(&ip);
             self.cooled.remove(ip);
         }
+    }
+
+    /// What cools, and until when.
+    #[must_use]
+    pub const fn cooling(&self) -> &BTreeMap<IpAddr, u64> {
+        &self.cooling
     }
 
     /// What a Service holds.
@@ -127,7 +140,7 @@ impl Ledger {
         pools.clone().find_map(fresh).or_else(|| {
             let free = |ip: &IpAddr| !group.excluded.contains(*ip);
             let cooling = pools.flat_map(|pool| pool.range.slice(&self.cooling)).filter(|(ip, _)| free(ip));
-            cooling.min_by_key(|(_, at)| **at).map(|(ip, _)| *ip)
+            cooling.min_by_key(|(_, until)| **until).map(|(ip, _)| *ip)
         })
     }
 

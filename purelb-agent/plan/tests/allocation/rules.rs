@@ -18,7 +18,7 @@ use crate::model::settings;
 pub struct Cluster {
     estate: Estate,
     groups: BTreeMap<(String, String), Arc<Spec>>,
-    allocator: Allocator,
+    pub allocator: Allocator,
     pub now: u64,
     count: u64,
     /// Reasons of the events so far.
@@ -93,8 +93,11 @@ impl Cluster {
         self.run();
     }
 
+    /// The next leader: it knows what rests.
     pub fn restart(&mut self) {
+        let resting: Vec<_> = self.allocator.resting(self.now).collect();
         self.allocator = Allocator::new(settings(), BTreeMap::new());
+        self.allocator.rest(resting, self.now);
         self.run();
     }
 
