@@ -6,6 +6,7 @@ use purelb_common::neighbour;
 use purelb_common::table::Event;
 use purelb_common::verdict::{Action, Reason};
 use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::reason::{action, meaning};
 use super::{NOTE, complain, painted, say, table, told};
@@ -48,11 +49,13 @@ async fn show(args: &Drops) -> anyhow::Result<u8> {
 }
 
 async fn watch(maps: &Maps, json: bool) -> anyhow::Result<u8> {
+    // Before the first line: whoever reads it may end us at once.
+    let mut interrupt = signal(SignalKind::interrupt())?;
     let mut events = maps.events()?;
     complain("sampled drops, of which only one reader gets each; Ctrl-C ends");
     loop {
         tokio::select! {
-            _ = tokio::signal::ctrl_c() => return Ok(0),
+            _ = interrupt.recv() => return Ok(0),
             event = events.next() => match event {
                 Some(event) if say(&line(&event, json)) => {}
                 _ => return Ok(0),
