@@ -34,6 +34,7 @@ use crate::net::NetError;
 use crate::net::local::Networks;
 
 pub use links::Held;
+pub use registry::PREFIX;
 
 /// Where the Leases of the nodes are.
 #[derive(Clone, Debug)]

@@ -10,7 +10,7 @@ use purelb_plan::announce::owner::Stop;
 use purelb_plan::problem::Problem;
 use purelb_plan::world::World;
 
-use crate::announcer::{Announcer, Ended, Held, Wish};
+use crate::announcer::{Announcer, Ended, Held, PREFIX, Wish};
 use crate::cluster::daemon_set::DaemonSet;
 use crate::cluster::slots::{Slots, Won};
 use crate::metrics::{Announced, Announcing};
@@ -164,7 +164,7 @@ impl Local {
         }
         let remedy = "what cannot be read counts for nothing; delete the Lease if no agent writes it";
         let odd = state.odd.iter();
-        problems.extend(odd.map(|(node, odd)| problem(format!("Lease purelb-node-{node}"), odd.clone(), remedy)));
+        problems.extend(odd.map(|(node, odd)| problem(format!("Lease {PREFIX}{node}"), odd.clone(), remedy)));
         for (node, why) in &state.stuck {
             let message = format!("{node} is silent, and what it had cannot be taken over: {why}");
             let remedy =
