@@ -144,7 +144,7 @@ impl Agent {
     pub fn stop(&mut self, signal: Signal) -> Result<()> {
         let Some(mut child) = self.child.take() else { return Ok(()) };
         kill(Pid::from_raw(i32::try_from(child.id())?), signal).context("signal the agent")?;
-        let ended = sys::wait_for("the agent ends", Duration::from_secs(10), || Ok(child.try_wait()?.is_some()));
+        let ended = sys::wait_for("the agent ends", Duration::from_secs(30), || Ok(child.try_wait()?.is_some()));
         if ended.is_err() {
             drop(child.kill());
             drop(child.wait());
@@ -234,7 +234,7 @@ impl Agent {
         let drops = self.query(&["drops"])?;
         let reasons = drops.get("reasons").and_then(Value::as_array).context("drops: no `reasons`")?;
         let found = reasons.iter().find(|row| row.get("reason").and_then(Value::as_str) == Some(reason));
-        Ok(found.and_then(|row| row.get("packets")).and_then(Value::as_u64).unwrap_or(0))
+        found.and_then(|row| row["packets"].as_u64()).with_context(|| format!("drops: no reason {reason}"))
     }
 
     /// Endpoints of a VIP's port as `(address, state)`, sorted; empty when the service is not there.

@@ -186,7 +186,12 @@ impl Cluster {
                 admin.raw("GET", &format!("/apis/purelb.io/v2/{crd}"), None).map(|_| true)
             })?;
         }
-        Ok(())
+        sys::wait_for("both CRDs are discovered", Duration::from_secs(20), || {
+            let all: Value = serde_json::from_str(&admin.raw("GET", "/apis/purelb.io/v2", None)?)?;
+            let names =
+                |name: &str| all["resources"].as_array().is_some_and(|all| all.iter().any(|one| one["name"] == name));
+            Ok(names("servicegroups") && names("lbnodeagents"))
+        })
     }
 
     /// Whose token the API knows; everybody else is impersonated.

@@ -54,7 +54,7 @@ impl Lan {
             })?;
         }
         let seconds: u64 = lease.trim_end_matches('s').parse().context("a Lease in seconds")?;
-        sys::pause(seconds * 1_000 + 1_500);
+        sys::pause(seconds * 1_000 + 3_000);
         for ip in ips()? {
             lan.owner(ip, &[]).with_context(|| lan.lab.logs())?;
         }

@@ -65,7 +65,7 @@ impl Scene {
             routed: true,
             interfaces: vec!["eth0".to_owned(), "lan0".to_owned()],
             kube_proxy: Some(mode),
-            agent_args: vec!["--heartbeat", HEARTBEAT, "--lease-duration", "4s"],
+            agent_args: vec!["--heartbeat", HEARTBEAT, "--lease-duration", "6s"],
             ..Options::new(hook)
         };
         let (lab, admin, allocator) = Lab::on_cluster(options)?;

@@ -99,7 +99,7 @@ impl<'a> Tenant<'a> {
 
     /// Waits until so many have an address: who has what.
     pub fn all_served(&self, count: usize) -> Result<BTreeMap<String, String>> {
-        sys::wait_for(&format!("{count} Services have an address"), Duration::from_secs(90), || {
+        sys::wait_for(&format!("{count} Services have an address"), Duration::from_secs(180), || {
             let found = self.given()?.len();
             ensure!(found == count, "{found} have one");
             Ok(true)

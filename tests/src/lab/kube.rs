@@ -69,6 +69,10 @@ impl Lab {
             node.agent.start()?;
         }
         lab.nodes.iter_mut().try_for_each(|node| node.agent.wait_ready())?;
+        // Without it no Pod is admitted; the controllers make it.
+        sys::wait_for("Pods have an account", Duration::from_secs(60), || {
+            admin.get("ServiceAccount", NAMESPACE, "default").map(|_| true)
+        })?;
         Ok((lab, admin, allocator))
     }
 

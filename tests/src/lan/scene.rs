@@ -14,8 +14,9 @@ use crate::cluster::tenant::{Allocator, INSTALL};
 use crate::lab::{Lab, Node, Options};
 use crate::sys;
 
-/// The Leases' length.
-pub const LEASE: Duration = Duration::from_secs(4);
+/// The Leases' length. A node withdraws when 0.7 of it passed without an answer, and with shorter ones an API server that
+/// is busy with another test's start would move addresses.
+pub const LEASE: Duration = Duration::from_secs(6);
 
 /// A running lab with a Service that is answered for.
 #[derive(Debug)]
@@ -42,7 +43,7 @@ impl Scene {
 
     fn with(policy: &str, proxied: bool) -> Result<Self> {
         let interfaces = vec!["lan0".to_owned()];
-        let agent_args = vec!["--lease-duration", "4s", "--lease-hold", "20s"];
+        let agent_args = vec!["--lease-duration", "6s", "--lease-hold", "20s"];
         let options = Options { nodes: 3, pods: 1, lan: true, interfaces, agent_args, proxied, ..Options::new("xdp") };
         let (lab, admin, allocator) = Lab::on_cluster(options)?;
         for node in 0..lab.nodes.len() {

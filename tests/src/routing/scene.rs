@@ -32,7 +32,7 @@ pub fn start_graceful(router: Kind, nodes: &[Kind]) -> Result<(Lab, Routing)> {
 
 fn start_with(router: Kind, nodes: &[Kind], logs: bool, graceful: bool) -> Result<(Lab, Routing)> {
     // As on nodes that have run for a while: a reset of a pod that does not know the connection reaches the client.
-    let agent_args = vec!["--reply-fallback", "0s"];
+    let agent_args = vec!["--reply-fallback", "0s", "--withdraw-wait", "6s"];
     let options =
         Options { standalone: true, routed: true, nodes: 3, pods: 2, agent_args, logs, ..Options::new("xdp") };
     let lab = Lab::start(options)?;

@@ -74,8 +74,15 @@ fn given_and_taken_back() -> Result<()> {
         Ok(true)
     })?;
     tenant.delete("web")?;
+    all_back(&tenant)?;
     ensure!(tenant.asks("next", json!({}), dual())? == "192.0.2.8 2001:db8::8", "what was freed is free");
     Ok(())
+}
+
+/// Waits until the allocator has seen that nothing of the default group is in use.
+fn all_back(tenant: &Tenant<'_>) -> Result<()> {
+    let unused = |group: &Value| group["status"]["allocatedIPv4"] == 0 && group["status"]["allocatedIPv6"] == 0;
+    tenant.admin.wait("ServiceGroup", (&tenant.namespace, "default"), "has all of it back", unused).map(drop)
 }
 
 /// Section 11.7. PureLB's size of a /64 wraps to 0 and that of more is less than nothing, which its own CRD refuses.
@@ -149,6 +156,7 @@ fn changes() -> Result<()> {
         service["metadata"]["annotations"].get("purelb.io/allocated-from").is_none()
     })?;
     ensure!(ingress(&web).is_empty() && condition(&web).is_none(), "{web}");
+    all_back(&tenant)?;
     ensure!(tenant.asks("next", json!({}), json!({}))? == "192.0.2.64", "free again");
     Ok(())
 }

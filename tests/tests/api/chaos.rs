@@ -33,6 +33,8 @@ impl Chaos<'_> {
     }
 
     fn groups(&self) -> Result<()> {
+        // Without any of its own all groups of the cluster would be its: this one is never deleted.
+        self.tenant.group("spare", json!({"local": {"v4pool": {"pool": "10.62.0.0/32", "subnet": "10.0.0.0/8"}}}))?;
         let spec = json!({"local": {
             "v4pools": [
                 {"pool": "10.60.0.0/27", "subnet": "10.0.0.0/8"}, {"pool": "10.61.0.0/27", "subnet": "10.0.0.0/8"},

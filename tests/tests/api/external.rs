@@ -193,7 +193,7 @@ fn forgetful_unnoticed() -> Result<()> {
 /// Answers that nobody can use: each is said, and none is given.
 #[test]
 fn answers_that_nobody_can_use() -> Result<()> {
-    let case = Case::new("mad", "10.14.0.0/28", &["10.20.33.1", "10.20.33.2"], &[])?;
+    let case = Case::new("mad", "10.14.0.0/28", &["10.20.33.1"], &["2001:db8:33::1"])?;
     let _allocator = case.tenant.allocator(&[])?;
     ensure!(case.tenant.asks("near", json!({}), json!({}))? == "10.14.0.0");
     ensure!(case.asks("held", json!({}))? == "10.20.33.1");
@@ -215,7 +215,8 @@ fn answers_that_nobody_can_use() -> Result<()> {
         ensure!(case.message(&name)?.contains(want), "{want}: {}", case.message(&name)?);
     }
     case.sidecar.mood(Mood::Good);
-    ensure!(case.asks("good", json!({}))? == "10.20.33.2", "who asks now is not held up by them");
+    let six = json!({"ipFamilies": ["IPv6"]});
+    ensure!(case.asks("good", six)? == "2001:db8:33::1", "who asks now is not held up by them");
     // Refused ones were given back.
     sys::wait_for("what was refused is free", Duration::from_secs(20), || {
         Ok((0..8).all(|number| case.has(&format!("bad{number}")).is_empty()))

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use purelb_tests::cluster::tenant::{Allocator, INSTALL};
 use purelb_tests::cluster::{Client, manifests};
@@ -73,6 +73,22 @@ impl Scene {
         self.wait_in(&self.lab.nodes[index])
     }
 
+    /// Stops who has the address: which that was. Where the API server did not say in time what becomes of the DaemonSet the
+    /// agent holds on to it, so then it is begun anew.
+    fn stopped_for_good(&mut self) -> Result<usize> {
+        for _ in 0..3 {
+            let index = self.settled()?;
+            let agent = &mut self.lab.nodes[index].agent;
+            let before = agent.log().len();
+            agent.stop(Signal::SIGTERM)?;
+            if !agent.log().get(before..).unwrap_or_default().contains("the end is taken for an upgrade") {
+                return Ok(index);
+            }
+            self.start(index)?;
+        }
+        bail!("the API server never answers in time")
+    }
+
     fn wait_in(&self, node: &Node) -> Result<()> {
         sys::wait_for("it is in the election", TAKE_OVER, || {
             let election = node.agent.query(&["status"])?["election"].clone();
@@ -115,8 +131,7 @@ fn daemon_set_is_deleted() -> Result<()> {
             let found = scene.admin.get("DaemonSet", INSTALL, "lbnodeagent");
             Ok(found.map_or(gone, |found| !gone && !found["metadata"]["deletionTimestamp"].is_null()))
         })?;
-        let index = scene.settled()?;
-        scene.lab.nodes[index].agent.stop(Signal::SIGTERM)?;
+        let index = scene.stopped_for_good()?;
         ensure!(!has(&scene.lab.nodes[index], scene.ip), "it was held; gone: {gone}");
         let next = scene.owner()?;
         ensure!(next != index && scene.lab.nodes[next].agent.pid().is_some(), "nobody took it; gone: {gone}");

@@ -28,7 +28,7 @@ fn journal_larger_than_an_object() -> Result<()> {
         tenant.create(&format!("a-service-{number}"), json!({}), dual.clone())?;
     }
     let _allocator = tenant.allocator(&[])?;
-    sys::wait_for("all have addresses", Duration::from_secs(60), || {
+    sys::wait_for("all have addresses", Duration::from_secs(180), || {
         let list = tenant.admin.list("Service", &tenant.namespace)?;
         let found = list.iter().filter(|service| ingress(service).len() == 80).count();
         ensure!(found == 130, "{found} have them");

@@ -12,7 +12,7 @@ use purelb_tests::cluster::proxy::{Fate, Rule};
 use purelb_tests::cluster::tenant::INSTALL;
 use purelb_tests::lab::Node;
 use purelb_tests::lab::kube::{NAMESPACE, set_ready};
-use purelb_tests::lan::scene::Scene;
+use purelb_tests::lan::scene::{LEASE, Scene};
 use purelb_tests::lan::{TAKE_OVER, has, proven};
 use purelb_tests::{clients, sys};
 use serde_json::{Value, json};
@@ -26,7 +26,7 @@ const READS: &str = "GET .*/leases";
 #[test]
 fn said_as_purelb_says_it() -> Result<()> {
     let scene = Scene::new("Cluster")?;
-    scene.served()?;
+    scene.settle()?;
     for (ip, key) in scene.vips.iter().zip(["purelb.io/announcing-IPv4", "purelb.io/announcing-IPv6"]) {
         let node = &scene.owner(*ip, &[])?.name;
         let slot = format!("{node},lan0,{ip}");
@@ -44,7 +44,7 @@ fn said_as_purelb_says_it() -> Result<()> {
         ensure!(meta["annotations"]["purelb.io/subnets"] == "198.18.50.0/24,2001:db8:50::/64", "{meta}");
         ensure!(meta["labels"]["app.kubernetes.io/component"] == "lbnodeagent", "{meta}");
         ensure!(meta["ownerReferences"][0]["kind"] == "Node" && meta["ownerReferences"][0]["name"] == **node, "{meta}");
-        ensure!(spec["holderIdentity"] == **node && spec["leaseDurationSeconds"] == 4, "{spec}");
+        ensure!(spec["holderIdentity"] == **node && spec["leaseDurationSeconds"] == LEASE.as_secs(), "{spec}");
     }
     // The Service goes: nobody has it, and nobody writes any more.
     scene.admin.delete("Service", NAMESPACE, "web")?;
@@ -87,7 +87,7 @@ fn cut_off() -> Result<()> {
     let frames = |pass: bool| link(if pass { "master lan" } else { "nomaster" });
     let back = || -> Result<()> {
         scene.lab.nodes.iter().try_for_each(|node| scene.knows(node, 3))?;
-        sys::pause(6_000);
+        sys::pause(8_000);
         scene.owner(ip, &[])?;
         scene.served()
     };
@@ -159,7 +159,7 @@ fn reads_stall() -> Result<()> {
         let tried = |n: &usize| scene.lab.proxies[*n].count(&revocation);
         let before: usize = others.iter().map(tried).sum();
         nodes.iter().try_for_each(|n| scene.rules(*n, &[Rule(requests, Fate::Silence)]))?;
-        sys::pause(10_000);
+        sys::pause(13_000);
         let tries = others.iter().map(tried).sum::<usize>() - before;
         println!("{what} are silent: {tries} revocations tried");
         ensure!(scene.index(ip)? == owner, "it moved while {what} are silent");
@@ -175,7 +175,7 @@ fn reads_stall() -> Result<()> {
     scene.rules(others[0], &[Rule(READS, Fate::Silence)])?;
     sys::pause(5_000);
     scene.lab.nodes[owner].agent.stop(Signal::SIGKILL)?;
-    sys::pause(8_000);
+    sys::pause(10_000);
     scene.rules(others[0], &[])?;
     scene.owner(ip, &[&format!("node{}", owner + 1)])?;
     scene.served()?;

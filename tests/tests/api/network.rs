@@ -22,6 +22,8 @@ fn pool(pool: &str) -> Value {
 #[test]
 fn outdated_and_silent() -> Result<()> {
     let tenant = Tenant::new(Cluster::shared()?, "silent")?;
+    // Without any of its own all groups of the cluster would be its.
+    tenant.group("own", pool("10.43.0.0/24"))?;
     let proxy = Proxy::start(tenant.cluster)?;
     let _allocator = tenant.allocator_behind(&proxy, &[])?;
     ensure!(tenant.asks("web", json!({"purelb.io/service-group": "late"}), json!({}))? == "UnknownGroup");
@@ -101,7 +103,9 @@ fn lease_deleted_with_a_write_under_way() -> Result<()> {
     let late = Fate::Delay(Duration::from_secs(8));
     proxy.rules(&[Rule("PATCH /api/v1/namespaces/leaseless/services/zz", late)])?;
     tenant.create("zz", json!({}), json!({}))?;
-    sys::pause(300);
+    sys::wait_for("its write is on its way", Duration::from_secs(20), || {
+        Ok(proxy.count("PATCH /api/v1/namespaces/leaseless/services/zz") > 0)
+    })?;
     tenant.create("aa", json!({"purelb.io/addresses": "10.30.0.1"}), json!({}))?;
     sys::pause(1_000);
     tenant.admin.delete("Lease", "leaseless", "purelb-allocator")?;

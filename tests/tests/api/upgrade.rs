@@ -74,7 +74,15 @@ impl<'a> Purelb<'a> {
     fn applied(&self, cluster: &Cluster) -> Result<()> {
         cluster.install(&purelb::crds())?;
         in_force(self.admin, false)?;
-        purelb::installation().iter().try_for_each(|object| self.admin.apply(object).map(drop))
+        purelb::installation().iter().try_for_each(|object| self.admin.apply(object).map(drop))?;
+        let service = format!("{}?dryRun=All", path("Service", SHOP, "kubernetes")?);
+        sys::wait_for("the roles are in force", Duration::from_secs(30), || {
+            for one in [&self.allocator, &self.agent] {
+                let now = one.get("Service", SHOP, "kubernetes")?;
+                one.raw("PUT", &service, Some(("application/json", &now)))?;
+            }
+            Ok(true)
+        })
     }
 }
 
@@ -277,6 +285,9 @@ fn over_purelb_and_back() -> Result<()> {
     admin.wait("ServiceGroup", (INSTALL, "default"), "says what is used", |group| {
         let status = &group["status"];
         status["allocatedIPv4"] == 6 && status["allocatedIPv6"] == 2 && status["conditions"][0]["status"] == "True"
+    })?;
+    admin.wait("ServiceGroup", (INSTALL, "far"), "has a status of ours", |group| {
+        group["status"]["conditions"][0]["status"] == "True"
     })?;
     // Each of its own Services by one write, for the condition or the address; nothing else, and nothing again.
     let settled = (versions(&admin, "Service", SHOP)?, versions(&admin, "ServiceGroup", INSTALL)?);

@@ -229,13 +229,13 @@ fn the_fence_comes_down_in_time() -> Result<()> {
             base(&mut w, family)?;
             let frame = ask(LOCAL).bytes(family)?;
             let until = now()? + 2_000_000_000;
-            w.fence(until, until + 1_000_000_000)?;
+            w.fence(until, until + 3_000_000_000)?;
             expect(&mut w, hook, &frame, Reason::PassedProtocol)?;
             while now()? <= until + 10_000_000 {
                 std::thread::sleep(std::time::Duration::from_millis(20));
             }
             expect(&mut w, hook, &frame, Reason::Fenced)?;
-            while now()? <= until + 1_010_000_000 {
+            while now()? <= until + 3_010_000_000 {
                 std::thread::sleep(std::time::Duration::from_millis(20));
             }
             expect(&mut w, hook, &frame, Reason::PassedProtocol)?;

@@ -17,7 +17,7 @@ use purelb_tests::sys;
 use serde_json::json;
 
 /// Longer than a Lease of PureLB's.
-const SETTLED: u64 = 7_000;
+const SETTLED: u64 = 9_000;
 
 /// A scene, more local addresses than it has, and PureLB's agents at some nodes.
 struct Mixed {

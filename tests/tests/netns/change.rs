@@ -38,7 +38,7 @@ fn flap(options: Options) -> Result<()> {
     for _ in 0..3 {
         lab.apply(&unready)?;
         for to in lab.targets(80)? {
-            let found = clients::spread(&lab.client, to, 30)?;
+            let found = clients::spread(&lab.client, to, 45)?;
             ensure!(!found.contains_key("node1-pod0"), "an unready endpoint got new clients: {found:?}");
         }
         lab.apply(&web)?;
@@ -75,7 +75,7 @@ fn one_six_one(options: Options) -> Result<()> {
     }
     lab.apply(&shrunk)?;
     for to in lab.targets(80)? {
-        let found = clients::spread(&lab.client, to, 30)?;
+        let found = clients::spread(&lab.client, to, 45)?;
         ensure!(found.len() == 1 && found.contains_key("node1-pod0"), "terminating endpoints got clients: {found:?}");
     }
     sys::pause(500);

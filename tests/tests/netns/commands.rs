@@ -200,7 +200,7 @@ fn silence_and_samples() -> Result<()> {
     command.arg(format!("dir:{}", lab.manifests().display())).arg("--bpf-root").arg(node.agent.bpf_root());
     let mut agent = command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn()?;
     let limit = std::time::Duration::from_secs(10);
-    let alive = sys::wait_for("the second agent is ready", limit, || {
+    let alive = sys::wait_for("the second agent is ready", std::time::Duration::from_secs(60), || {
         let status = lab.nodes[0].agent.query(&["status"])?;
         let limit = status.pointer("/tables/heartbeat_limit").and_then(Value::as_f64).unwrap_or(f64::MAX);
         Ok(limit < 60.0 && status.get("ready") == Some(&Value::Bool(true)))

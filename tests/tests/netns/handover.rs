@@ -65,10 +65,10 @@ fn cleanup_under_load(options: Options) -> Result<()> {
     lab.nodes[0].agent.stop(Signal::SIGTERM)?;
     let began = Instant::now();
     thread::scope(|scope| -> Result<()> {
-        let cleanup = scope.spawn(|| lab.nodes[0].agent.command(&["cleanup", "--deadline", "4s"], false));
-        sys::pause(1_500);
-        let seen = lab.counter(&lab.nodes[0].netns, "proxy", "vip")?;
-        ensure!(seen > 0, "no new connection reached kube-proxy's rules");
+        let cleanup = scope.spawn(|| lab.nodes[0].agent.command(&["cleanup", "--deadline", "10s"], false));
+        sys::wait_for("new connections reach kube-proxy's rules", Duration::from_secs(5), || {
+            Ok(lab.counter(&lab.nodes[0].netns, "proxy", "vip")? > 0)
+        })?;
         for to in lab.targets(80)? {
             clients::spread(&lab.client, to, 10)?;
         }
@@ -81,7 +81,7 @@ fn cleanup_under_load(options: Options) -> Result<()> {
         cleanup.join().map_err(|_| anyhow!("cleanup's thread panicked"))??;
         Ok(())
     })?;
-    ensure!(began.elapsed() < Duration::from_secs(12), "cleanup took {:?}, its deadline was 4 s", began.elapsed());
+    ensure!(began.elapsed() < Duration::from_secs(20), "cleanup took {:?}, its deadline was 10 s", began.elapsed());
     for to in lab.targets(80)? {
         ensure!(clients::spread(&lab.client, to, 40)?.len() == 3, "kube-proxy's rules alone do not spread");
         clients::udp(&lab.client, to, 100)?;
@@ -240,7 +240,7 @@ fn mode_changes(options: Options) -> Result<()> {
         }
         let before = lab.counter(&lab.nodes[0].netns, "proxy", "vip")?;
         for to in lab.targets(80)? {
-            ensure!(clients::spread(&lab.client, to, 20)?.len() == 3, "mode {mode}: not spread over all endpoints");
+            ensure!(clients::spread(&lab.client, to, 40)?.len() == 3, "mode {mode}: not spread over all endpoints");
         }
         let after = lab.counter(&lab.nodes[0].netns, "proxy", "vip")?;
         // A client's port that was used before goes where it went: few of them.

@@ -3,7 +3,6 @@
 
 use std::fs::File;
 use std::net::IpAddr;
-use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -12,6 +11,7 @@ use purelb_tests::answers::Asker;
 use purelb_tests::lab::{Lab, Node, Options};
 use purelb_tests::lan::{Lan, TAKE_OVER, VIPS, entry, has, ips, mac, signal};
 use purelb_tests::manifests::{Service, announcer, remote_group};
+use purelb_tests::routing::watch::Watch;
 use purelb_tests::sys;
 
 fn promote(node: &Node, device: &str, on: bool) -> Result<()> {
@@ -98,21 +98,14 @@ fn remote_address_goes_alone() -> Result<()> {
         sys::wait_for("it is there", Duration::from_secs(10), || Ok(!entry(node, "kube-lb0", vip).is_null()))?;
     }
     ensure!(entry(node, "kube-lb0", vips[1])["secondary"] == true, "it is to hang on the other, or nothing is tested");
-    let said = lab.folder().join("said");
-    let mut watch = node.netns.command("ip");
-    let mut watch =
-        watch.args(["-o", "monitor", "address"]).stdout(File::create(&said)?).stderr(Stdio::null()).spawn()?;
-    sys::pause(300);
+    let watch = Watch::start(&node.netns)?;
     std::fs::remove_file(lab.manifests().join("first.yaml"))?;
-    let gone = sys::wait_for("it is gone", Duration::from_secs(10), || Ok(entry(node, "kube-lb0", vips[0]).is_null()));
+    sys::wait_for("it is gone", Duration::from_secs(10), || Ok(entry(node, "kube-lb0", vips[0]).is_null()))?;
     sys::pause(500);
-    watch.kill()?;
-    watch.wait()?;
-    gone?;
-    let said = std::fs::read_to_string(said)?;
-    let deleted: Vec<_> = said.lines().filter(|line| line.starts_with("Deleted")).collect();
-    ensure!(deleted.iter().any(|line| line.contains("203.0.113.64")), "the watch saw nothing: {said}");
-    ensure!(!deleted.iter().any(|line| line.contains("203.0.113.65")), "the other went too: {said}");
+    let deleted = watch.changes("Deleted")?;
+    let gone = |ip: IpAddr| deleted.iter().any(|(_, line)| line.contains(&format!("inet {ip}/")));
+    ensure!(gone(vips[0]), "the watch saw nothing: {deleted:?}");
+    ensure!(!gone(vips[1]), "the other went too: {deleted:?}");
     ensure!(!entry(node, "kube-lb0", vips[1]).is_null(), "the other is not there");
     Ok(())
 }

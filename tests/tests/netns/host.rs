@@ -101,7 +101,7 @@ fn vip_equal_to_node_address(options: Options) -> Result<()> {
         }
     }
     for to in lab.targets(80)? {
-        ensure!(clients::spread(&lab.client, to, 30)?.len() == 3, "the other Service suffers");
+        ensure!(clients::spread(&lab.client, to, 45)?.len() == 3, "the other Service suffers");
     }
     drop(own);
     Ok(())
@@ -159,7 +159,7 @@ fn few_capabilities(options: Options) -> Result<()> {
     let web = lab.web()?;
     lab.apply(&web)?;
     for to in lab.targets(80)? {
-        ensure!(clients::spread(&lab.client, to, 30)?.len() == 3, "not every pod answers");
+        ensure!(clients::spread(&lab.client, to, 45)?.len() == 3, "not every pod answers");
     }
     ensure!(lab.nodes[0].agent.problems()? == "[]", "{}", lab.nodes[0].agent.problems()?);
     Ok(())

@@ -132,9 +132,12 @@ fn empty_folder_is_no_list() -> Result<()> {
     };
     let before = age(&lab)?;
     lab.nodes[0].agent.start()?;
-    sys::pause(3_500);
-    let (code, text) = lab.nodes[0].agent.page("/readyz")?;
-    ensure!(code == 503 && text.contains("tables"), "/readyz without a list: {code} {text}");
+    sys::wait_for("/readyz says what is missing", Duration::from_secs(60), || {
+        let (code, text) = lab.nodes[0].agent.page("/readyz")?;
+        ensure!(code == 503 && text.contains("tables"), "/readyz without a list: {code} {text}");
+        Ok(true)
+    })?;
+    sys::pause(2_500);
     let after = age(&lab)?;
     ensure!(after > before + 2.0, "without a list the tables count as fresh: {before} s, then {after} s old");
     for to in lab.targets(80)? {
@@ -160,6 +163,7 @@ fn folder_is_replaced() -> Result<()> {
         // The poll finds the new folder, and this in it.
         web.endpoints[1].ready = !web.endpoints[1].ready;
         lab.apply(&web)?;
+        sys::pause(1_500);
         let mut slowest = Duration::ZERO;
         for ready in [false, true, false, true] {
             web.endpoints[0].ready = ready;

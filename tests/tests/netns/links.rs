@@ -18,7 +18,7 @@ fn with_interfaces(options: Options, interfaces: &[&str]) -> Options {
 
 fn serves(lab: &Lab, what: &str) -> Result<()> {
     for to in lab.targets(80)? {
-        let found = clients::spread(&lab.client, to, 30).with_context(|| what.to_owned())?;
+        let found = clients::spread(&lab.client, to, 45).with_context(|| what.to_owned())?;
         ensure!(found.len() == 3, "{what}: clients met {found:?}");
     }
     Ok(())
@@ -96,6 +96,7 @@ fn pins_are_removed(options: Options) -> Result<()> {
             let all = std::fs::read_dir(folder)?.flatten().map(|entry| entry.path());
             Ok(all.filter(|path| !path.is_dir()).collect())
         };
+        let maps = files(&root)?.len();
         match what {
             "links" => files(&root.join("links"))?.iter().try_for_each(std::fs::remove_file)?,
             "maps" => files(&root)?.iter().try_for_each(std::fs::remove_file)?,
@@ -106,8 +107,10 @@ fn pins_are_removed(options: Options) -> Result<()> {
             Ok(lab.nodes[0].agent.query(&["status"])?["agent"]["alive"] == true)
         })?;
         serves(&lab, &format!("{what} were removed"))?;
-        sys::wait_for("its links are pinned again", Duration::from_secs(10), || {
-            Ok(files(&root.join("links"))?.len() >= 2)
+        sys::wait_for("all is pinned again", Duration::from_secs(20), || {
+            let (links, found) = (files(&root.join("links"))?.len(), files(&root)?.len());
+            ensure!(links >= 2 && found == maps, "{links} links and {found} of {maps} maps");
+            Ok(true)
         })?;
     }
     // All is as before for the next agent, and connections outlive it.

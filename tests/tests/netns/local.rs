@@ -159,7 +159,7 @@ fn somebody_claims_it() -> Result<()> {
         lan.owner(ip, &[])?.agent.wait_problem(&[&ip.to_string(), "02:00:00:00:66:66"])?;
     }
     // The time of a defence has passed for the first of them.
-    while begin.elapsed() < Duration::from_millis(10_500) {
+    while begin.elapsed() < Duration::from_millis(12_000) {
         sys::pause(100);
     }
     claims()?;
@@ -324,6 +324,8 @@ fn link_flaps() -> Result<()> {
     lan.lab.apply(&Service { name: "far".to_owned(), vips: vips.clone(), group, ..lan.lab.web()? })?;
     let announced = || lan.lab.nodes.iter().all(|node| vips.iter().all(|ip| !entry(node, "kube-lb0", *ip).is_null()));
     sys::wait_for("the remote addresses are on all nodes", Duration::from_secs(20), || Ok(announced()))?;
+    // The kernel says of an IPv6 address that it is there a moment after it is.
+    sys::pause(1_000);
     let watches = lan.lab.nodes.iter().map(|node| Watch::start(&node.netns)).collect::<Result<Vec<_>>>()?;
     let counts = || -> Result<Vec<(u64, usize)>> {
         let of = |node: &Node| Ok((node.agent.metric(RENEWALS)?, node.agent.log().lines().count()));

@@ -69,7 +69,9 @@ fn broken_file(options: Options) -> Result<()> {
         ensure!(found.len() == 3, "beside the broken file clients met {found:?}");
     }
     lab.apply(&web)?;
-    ensure!(!lab.nodes[0].agent.problems()?.contains("tables"), "all was read, and the problem stays");
+    sys::wait_for("nothing is said of the tables any more", Duration::from_secs(20), || {
+        Ok(!lab.nodes[0].agent.problems()?.contains("tables"))
+    })?;
     load.finish()?;
     std::fs::remove_file(lab.manifests().join("web.yaml"))?;
     sys::wait_for("the Service is gone", Duration::from_secs(3), || {

@@ -20,7 +20,7 @@ use purelb_tests::routing::{HOLD, Kind, RESTART, Routing};
 use purelb_tests::sys;
 
 /// A route that is added again so soon was replaced.
-const REPLACED: Duration = Duration::from_millis(100);
+const REPLACED: Duration = Duration::from_secs(1);
 
 /// The Service of [`FAR`], whose file is not written yet.
 fn web(lab: &Lab) -> Result<Service> {
@@ -154,7 +154,7 @@ fn shared_is_one_route() -> Result<()> {
         let named = text.lines().filter(|line| line.contains("proto b")).all(|line| line.starts_with(ip));
         ensure!(count(&text) >= 1 && named && (family == "-6" || count(&text) == 1), "{text}");
         for port in [80, 81] {
-            let found = clients::spread(&lab.client, (ip.parse::<IpAddr>()?, port).into(), 60)?;
+            let found = clients::spread(&lab.client, (ip.parse::<IpAddr>()?, port).into(), 120)?;
             ensure!(found.len() == 6, "{ip} at {port}: {found:?}");
         }
     }

@@ -127,7 +127,7 @@ fn the_link_changes(options: Options) -> Result<()> {
         }
     }
     ensure!(
-        node.agent.dropped("PassedOtherHost")? == 0,
+        node.agent.dropped("passed-other-host")? == 0,
         "packets for the new MAC address are taken for another host's"
     );
     Ok(())

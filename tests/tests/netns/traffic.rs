@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::process::Stdio;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use purelb_tests::clients::{self, Conn};
@@ -102,8 +103,10 @@ fn iperf3(options: Options) -> Result<()> {
     for (vip, reverse) in VIPS.into_iter().zip(["", "-R"]) {
         let mut server =
             lab.nodes[0].pods[0].netns.command("iperf3").args(["-s", "-1"]).stdout(Stdio::null()).spawn()?;
-        sys::pause(300);
-        let result = lab.client.exec(&format!("iperf3 -c {vip} -p 5201 -t 1 -P 2 {reverse}"));
+        let listens = sys::wait_for("iperf3 listens", Duration::from_secs(20), || {
+            Ok(lab.nodes[0].pods[0].netns.exec("ss -Htln")?.contains(":5201"))
+        });
+        let result = listens.and_then(|()| lab.client.exec(&format!("iperf3 -c {vip} -p 5201 -t 1 -P 2 {reverse}")));
         if result.is_err() {
             server.kill()?;
         }

@@ -19,7 +19,7 @@ fn check(lab: &Lab, what: &str) -> Result<()> {
             conn.echo(20_000)?;
             conn.bulk(1_000_000)?;
             clients::udp(&lab.client, to, 500)?;
-            ensure!(clients::spread(&lab.client, to, 30)?.len() == 3, "not every pod got clients");
+            ensure!(clients::spread(&lab.client, to, 45)?.len() == 3, "not every pod got clients");
             Ok(())
         };
         once().with_context(|| format!("{to}, {what}"))?;

@@ -69,7 +69,7 @@ fn machine(options: Options) -> Result<Tally> {
         web.endpoints.push(pod.clone());
         lab.apply(&web)?;
         for to in lab.targets(80)? {
-            let found = clients::spread(&lab.client, to, 30)?;
+            let found = clients::spread(&lab.client, to, 45)?;
             ensure!(found.len() == 2 && found.contains_key("vm"), "machine and pod together: {found:?}");
         }
         Ok(())
