@@ -209,7 +209,7 @@ impl Agent {
 
     /// Waits until `status` names a problem with all of these words.
     pub fn wait_problem(&self, words: &[&str]) -> Result<()> {
-        sys::wait_for(&format!("status names a problem with {words:?}"), Duration::from_secs(20), || {
+        sys::wait_for(&format!("status names a problem with {words:?}"), Duration::from_secs(60), || {
             let status = self.query(&["status"])?;
             let problems = status.get("problems").and_then(Value::as_array).context("status: no `problems`")?;
             let found = problems.iter().any(|one| words.iter().all(|word| one.to_string().contains(word)));

@@ -282,7 +282,7 @@ impl Lab {
     pub fn wait_programmed(&self, service: &Service) -> Result<()> {
         for node in &self.nodes {
             let what = format!("{} has the endpoints of {}", node.name, service.name);
-            let result = sys::wait_for(&what, Duration::from_secs(20), || {
+            let result = sys::wait_for(&what, Duration::from_secs(60), || {
                 let all = node.agent.query(&["services"])?;
                 for vip in &service.vips {
                     let wanted = wanted(service, &node.name, vip);

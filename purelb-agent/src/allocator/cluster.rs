@@ -201,8 +201,9 @@ impl Desk {
                     return End::Stopped;
                 }
                 _ = beat.tick() => {
-                    // What time changes: networks that went, writes that are tried again.
-                    self.due = true;
+                    // What time changes: writes that are tried again, and what is asked of sidecars.
+                    let now = Instant::now();
+                    self.due |= self.sidecars.are_used() || self.failures.values().any(|failure| failure.until <= now);
                     true
                 }
                 mut news = feed.next() => {
@@ -250,7 +251,8 @@ impl Desk {
     /// Takes in what changed.
     fn read(&mut self) {
         let changed = self.store.changed();
-        self.due |= !changed.is_empty();
+        // Nodes renew their Leases all the time.
+        self.due |= changed.iter().any(|key| key.0 != Kind::Lease);
         if changed.iter().any(|key| key.0 == Kind::ServiceGroup) {
             self.register.read_groups(&self.store, self.office.install.as_deref());
             let (catalog, groups) = (&self.register.estate.catalog, &self.register.groups);
@@ -265,7 +267,9 @@ impl Desk {
         for (_, name) in changed.iter().filter(|key| key.0 == Kind::Lease) {
             self.networks.read(&self.store, name);
         }
-        self.register.estate.subnets = self.networks.alive(Instant::now());
+        let subnets = self.networks.alive(Instant::now());
+        self.due |= subnets != self.register.estate.subnets;
+        self.register.estate.subnets = subnets;
         if !self.store.is_listed(Instant::now()) {
             return;
         }

@@ -78,8 +78,9 @@ pub fn measure(options: &Options, bar: &ProgressBar) -> Result<Section> {
     let pins = wait_for_pins(&lab, &vips)?;
     let agent = node.agent.pid().context("the agent does not run")?;
     let giver = allocator.pid().context("the allocator does not run")?;
+    bar.set_message("all is told");
+    told(&admin)?;
     bar.set_message("nothing changes");
-    thread::sleep(Duration::from_secs(5));
     let (versions, before) = (newest(&admin)?, (cpu(agent)?, cpu(giver)?, Instant::now()));
     thread::sleep(options.idle);
     bar.inc(options.idle.as_secs());
@@ -193,6 +194,16 @@ fn served(admin: &Client, count: u32) -> Result<BTreeMap<u32, Ipv4Addr>> {
         Ok(found.len() == count as usize)
     })?;
     Ok(found)
+}
+
+/// Waits until no event is written any more: so many a second are, and thousands wait.
+fn told(admin: &Client) -> Result<()> {
+    let mut before = None;
+    sys::wait_for("all events are written", Duration::from_secs(300), || {
+        thread::sleep(Duration::from_secs(5));
+        let now = Some(admin.list("Event", NAMESPACE)?.len());
+        Ok(std::mem::replace(&mut before, now) == now)
+    })
 }
 
 fn wait_for_pins(lab: &Lab, vips: &BTreeMap<u32, Ipv4Addr>) -> Result<Pins> {

@@ -125,7 +125,7 @@ impl Lab {
         let node = self.nodes.get(node).context("no such node")?;
         let mut wanted: Vec<_> = wanted.iter().map(|(ip, state)| (ip.to_string(), (*state).to_owned())).collect();
         wanted.sort();
-        let waited = sys::wait_for(&format!("{vip} at {} has {wanted:?}", node.name), Duration::from_secs(30), || {
+        let waited = sys::wait_for(&format!("{vip} at {} has {wanted:?}", node.name), Duration::from_secs(60), || {
             let mut found = node.agent.endpoints(&vip.to_string(), 80)?;
             found.retain(|(_, state)| state != "gone");
             anyhow::ensure!(found == wanted, "it has {found:?}");
