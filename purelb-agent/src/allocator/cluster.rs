@@ -67,7 +67,7 @@ pub async fn run(office: Office, mut figures: Figures, mut stop: watch::Receiver
     }
     let candidate = Candidate::new(office.client.clone(), &office.namespace, office.identity.clone());
     // What it had written down itself: a Lease that was deleted or spoilt since ends no write.
-    let (mut own, mut led) = (Journal::default(), false);
+    let (mut own, mut led) = ((Journal::default(), Instant::now()), false);
     loop {
         // Standing by is being ready.
         figures.ready.store(true, Ordering::Relaxed);
@@ -77,15 +77,15 @@ pub async fn run(office: Office, mut figures: Figures, mut stop: watch::Receiver
         };
         figures.ready.store(false, Ordering::Relaxed);
         let mut inherited = std::mem::take(&mut term.inherited);
-        inherit(&mut inherited, own);
+        inherit(&mut inherited, own.0.aged(own.1.elapsed()));
         let mut desk = Desk::new(&office, figures, inherited);
         desk.unproven = term.unproven && !led;
         led = true;
         let end = desk.work(&mut term, &mut stop).await;
-        own = desk.journal();
+        own = (desk.journal(), Instant::now());
         figures = desk.figures;
         match end {
-            End::Stopped => return term.release(&own).await,
+            End::Stopped => return term.release(&own.0).await,
             End::Lost(error) => tracing::warn!(event = "leaseLost", %error, "no longer leading"),
         }
     }
@@ -94,7 +94,10 @@ pub async fn run(office: Office, mut figures: Figures, mut stop: watch::Receiver
 /// Beside what the Lease says. Of two grants about one version either may come true.
 fn inherit(inherited: &mut Journal, own: Journal) {
     inherited.debts.extend(own.debts);
-    inherited.resting.extend(own.resting);
+    for (ip, rest) in own.resting {
+        let known = inherited.resting.entry(ip).or_default();
+        *known = rest.max(*known);
+    }
     let inherited = &mut inherited.grants;
     for (name, grant) in own.grants {
         match inherited.get_mut(&name) {
@@ -278,9 +281,12 @@ impl Desk {
         };
         // The writes of a former leader are bound to versions too.
         self.inherited.retain(|name, grant| is(name, &grant.version));
+        let before = self.writes.len() + self.failures.len();
         // What became of one that is under way is told by its answer, also when the watch was faster.
         self.writes.retain(|name, write| write.stage == Stage::UnderWay || is(name, &write.version));
         self.failures.retain(|name, failure| is(name, &failure.version));
+        // The new version may be the same to us, and what was decided about the old one is still to be written.
+        self.due |= self.writes.len() + self.failures.len() < before;
         if self.allocator.is_none() {
             let inherited =
                 self.inherited.iter().map(|(name, grant)| (name.clone(), (grant.uid.clone(), grant.ips.clone())));
@@ -362,7 +368,11 @@ impl Desk {
         let own = own.filter_map(|(name, write)| Some((name.clone(), write.grant.clone()?)));
         let grants = self.inherited.clone().into_iter().chain(own).collect();
         let resting = match &self.allocator {
-            Some(allocator) => allocator.resting(self.clock()).collect(),
+            // Of others' addresses there may be more than fit.
+            Some(allocator) => {
+                let catalog = &self.register.estate.catalog;
+                allocator.resting(self.clock()).filter(|(ip, _)| catalog.of(*ip).is_some()).collect()
+            }
             None => self.resting.clone(),
         };
         Journal { grants, debts: self.sidecars.debts(), resting }

@@ -82,10 +82,10 @@ impl Sidecars {
         &self.figures
     }
 
-    /// Some group has one.
+    /// Some group has one, or had.
     #[must_use]
     pub fn are_used(&self) -> bool {
-        !self.figures.is_empty() || !self.plan.debts().is_empty()
+        !self.figures.is_empty() || self.plan.are_used()
     }
 
     /// See [`external::Sidecars::look`].

@@ -5,6 +5,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::Lease;
 use purelb_plan::alloc::external::Debt;
@@ -48,6 +49,15 @@ pub struct Journal {
 }
 
 impl Journal {
+    /// The same after so long.
+    #[must_use]
+    pub fn aged(mut self, time: Duration) -> Self {
+        let time = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        self.resting.values_mut().for_each(|rest| *rest = rest.saturating_sub(time));
+        self.resting.retain(|_, rest| *rest > 0);
+        self
+    }
+
     /// What a Lease says. What cannot be read counts as not said.
     #[must_use]
     pub fn read(lease: &Lease) -> Self {
@@ -106,6 +116,8 @@ mod tests {
         let read = Journal::read(&lease);
         assert_eq!((&read.grants, read.resting.len()), (&journal.grants, RESTING));
         assert!(!read.resting.contains_key(&ip(49)) && read.resting[&ip(50)] == 1_050, "the last ones: {read:?}");
+        let aged = read.aged(Duration::from_millis(1_060)).resting;
+        assert!(!aged.contains_key(&ip(60)) && aged[&ip(61)] == 1, "{aged:?}");
         journal.resting.clear();
         journal.write(&mut lease).unwrap();
         assert_eq!(Journal::read(&lease), journal);

@@ -31,7 +31,9 @@ fn two_leaders() -> Result<()> {
         tenant.delete(&gone)?;
         let freed = before.remove(&gone).context("it had an address")?;
         tenant.admin.wait("Lease", (&tenant.namespace, "purelb-allocator"), "names what rests", |lease| {
-            lease["metadata"]["annotations"]["purelb.io/resting"].as_str().is_some_and(|text| text.contains(&freed))
+            lease["metadata"]["annotations"]["purelb.io/resting"]
+                .as_str()
+                .is_some_and(|text| text.contains(&format!("\"{freed}\"")))
         })?;
         tenant.create_many(&format!("round-{round}-"), 20)?;
         allocators[leader].signal(Signal::SIGSTOP)?;

@@ -20,7 +20,7 @@ use purelb_tests::routing::{HOLD, Kind, RESTART, Routing};
 use purelb_tests::sys;
 
 /// A route that is added again so soon was replaced.
-const REPLACED: Duration = Duration::from_secs(1);
+const REPLACED: Duration = Duration::from_millis(300);
 
 /// The Service of [`FAR`], whose file is not written yet.
 fn web(lab: &Lab) -> Result<Service> {

@@ -1,5 +1,5 @@
-//! The allocator's memory: who holds what, and whose decision is not settled. Everything in it follows from the objects,
-//! so one that begins anew comes to the same.
+//! The allocator's memory: who holds what, and whose decision is not settled. All of that follows from the objects, so one
+//! that begins anew comes to the same; what rests it has to be told.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -75,7 +75,8 @@ impl Allocator {
         }
     }
 
-    /// Addresses that another one let go of rest for so many milliseconds from now on, if nobody has them.
+    /// Addresses that another one let go of rest for so many milliseconds from now on, if nobody has them, and never longer
+    /// than those that it lets go of itself.
     pub fn rest(&mut self, resting: impl IntoIterator<Item = (IpAddr, u64)>, now: u64) {
         for (ip, rest) in resting {
             self.ledger.cool(ip, now.saturating_add(rest.min(self.settings.cool_down)));
@@ -84,7 +85,8 @@ impl Allocator {
 
     /// What is only given when there is no other, and for how many milliseconds still.
     pub fn resting(&self, now: u64) -> impl Iterator<Item = (IpAddr, u64)> {
-        self.ledger.cooling().iter().map(move |(ip, until)| (*ip, until.saturating_sub(now)))
+        let cooling = self.ledger.cooling().iter().filter(move |(_, until)| **until > now);
+        cooling.map(move |(ip, until)| (*ip, until.saturating_sub(now)))
     }
 
     /// Who holds what.

@@ -104,7 +104,7 @@ pub struct Sidecars {
 impl Sidecars {
     /// Knows nothing but what a former one had to give back.
     #[must_use]
-    pub const fn new(inherited: Vec<Debt>) -> Self {
+    pub fn new(inherited: Vec<Debt>) -> Self {
         Self {
             holdings: BTreeMap::new(),
             answers: BTreeMap::new(),
@@ -113,8 +113,8 @@ impl Sidecars {
             refused: BTreeMap::new(),
             kept: BTreeMap::new(),
             outages: BTreeMap::new(),
+            debts: inherited.iter().cloned().collect(),
             inherited: Some(inherited),
-            debts: BTreeSet::new(),
         }
     }
 
@@ -129,6 +129,12 @@ impl Sidecars {
     #[must_use]
     pub const fn debts(&self) -> &BTreeSet<Debt> {
         &self.debts
+    }
+
+    /// A sidecar has anything.
+    #[must_use]
+    pub fn are_used(&self) -> bool {
+        !self.holdings.is_empty() || !self.debts.is_empty()
     }
 
     /// A sidecar may have something of this Service that it should not.
