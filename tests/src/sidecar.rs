@@ -98,6 +98,13 @@ impl Sidecar {
         state(&self.state).mood = mood;
     }
 
+    /// It gives something by itself, as when nobody hears the answer.
+    pub fn gives(&self, pool: &str, service: &str, ip: &str) -> Result<()> {
+        let entry = (pool.to_owned(), service.to_owned());
+        state(&self.state).given.entry(entry).or_default().insert(ip.parse()?);
+        Ok(())
+    }
+
     /// What a Service has of a pool, with spaces.
     #[must_use]
     pub fn given(&self, pool: &str, service: &str) -> String {

@@ -43,13 +43,17 @@ pub async fn run(
     settings: &args::Allocation,
     figures: Figures,
 ) -> Result<(), AllocateError> {
+    let mut lock = turn(&state, &figures.ready).await?;
     // It remembers what it gave, also when somebody removes the folder.
     let mut desk = Desk::new(&folder, &state, settings, figures);
     loop {
-        let lock = turn(&state, &desk.figures.ready).await?;
         tracing::info!(event = "stateSynced", state = %state.display(), "allocating");
         work(&lock, &folder, &state, &mut desk).await;
         tracing::warn!(event = "stateReplaced", state = %state.display(), "the state folder is another one: its lock is taken anew");
+        drop(lock);
+        lock = turn(&state, &desk.figures.ready).await?;
+        // Nothing of it is there.
+        desk.sidecars.written_down(BTreeSet::new());
     }
 }
 
@@ -114,10 +118,11 @@ struct Desk {
 }
 
 impl Desk {
+    /// Whoever calls it has the lock.
     fn new(folder: &Path, state: &Path, settings: &args::Allocation, figures: Figures) -> Self {
         let allocator = Allocator::new(settings.into(), BTreeMap::new());
-        let sidecars = Sidecars::new(BTreeSet::new(), figures.rpcs.clone());
-        let (folder, owing) = (FolderEstate::new(folder, state), BTreeSet::new());
+        let (mut folder, owing) = (FolderEstate::new(folder, state), BTreeSet::new());
+        let sidecars = Sidecars::new(folder.state.debts(), figures.rpcs.clone());
         Self { figures, folder, allocator, sidecars, owing, started: Instant::now() }
     }
 
@@ -141,15 +146,19 @@ impl Desk {
         self.folder.register.estate.answers.clone_from(self.sidecars.answers());
         // What it writes is looked at again, until nothing is left; a file that cannot be written waits for the poll.
         for _ in 0..4 {
-            let due = self.allocator.look(&self.folder.register.estate, self.clock()).clone();
+            let now = self.clock();
+            let due = self.allocator.look(&self.folder.register.estate, now).clone();
+            self.sidecars.look(&self.folder.register.estate, &self.allocator, now);
+            // Before a state lets go of what a sidecar gave, and before it is asked for more.
+            self.note();
             if due.iter().filter(|(name, decision)| self.write(name, decision)).count() == 0 {
                 break;
             }
             wrote = true;
         }
-        let now = self.clock();
-        self.sidecars.look(&self.folder.register.estate, &self.allocator, now);
-        self.sidecars.begin();
+        if self.sidecars.is_written_down() {
+            self.sidecars.begin();
+        }
         if let Err(error) = self.folder.state.say(Said { problems: self.folder.register.problems() }) {
             tracing::error!(op = "writeState", %error, "cannot write allocator.json");
         }
@@ -157,6 +166,18 @@ impl Desk {
         self.figures.metrics.pools(catalog, self.allocator.ledger(), figures);
         self.figures.ready.store(true, Ordering::Relaxed);
         wrote
+    }
+
+    /// Writes down what sidecars have to take back: one that begins anew would not know of it.
+    fn note(&mut self) {
+        if let Some(debts) = self.sidecars.unwritten() {
+            match self.folder.state.owe(&debts) {
+                Ok(()) => self.sidecars.written_down(debts),
+                Err(error) => {
+                    tracing::error!(op = "writeState", %error, "cannot write sidecars.json: sidecars are asked for nothing");
+                }
+            }
+        }
     }
 
     /// A Service that is gone has something of a sidecar. Its state stays until that was taken back.

@@ -122,6 +122,12 @@ impl Sidecars {
         self.plan.debts().iter().take(DEBTS).all(|debt| self.written.contains(debt))
     }
 
+    /// What should be written down, if something else is.
+    #[must_use]
+    pub fn unwritten(&self) -> Option<BTreeSet<Debt>> {
+        Some(self.debts()).filter(|debts| *debts != self.written)
+    }
+
     /// These are written down.
     pub fn written_down(&mut self, debts: BTreeSet<Debt>) {
         self.written = debts;

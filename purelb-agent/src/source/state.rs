@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use purelb_plan::alloc::claim::Condition;
+use purelb_plan::alloc::external::Debt;
 use purelb_plan::alloc::refusal::FOREIGN;
 use purelb_plan::problem::Problem;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -17,6 +18,9 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use super::look::Look;
 use super::parse::fault;
 use super::walk::{Place, Stamp, place};
+
+/// The allocator's own, in no node's interest: what sidecars have to take back.
+const DEBTS: &str = "sidecars.json";
 
 /// A Service's status.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -208,6 +212,26 @@ impl State {
         Ok(())
     }
 
+    /// What sidecars had to take back when the last allocator ended.
+    pub fn debts(&mut self) -> BTreeSet<Debt> {
+        let path = self.root.join(DEBTS);
+        match place(&path) {
+            Place::File(_) => self.read(&path).unwrap_or_default(),
+            _ => BTreeSet::new(),
+        }
+    }
+
+    /// Writes down what sidecars have to take back.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn owe(&mut self, debts: &BTreeSet<Debt>) -> io::Result<()> {
+        let path = self.root.join(DEBTS);
+        replace(&path, debts)?;
+        self.broken.remove(&path);
+        Ok(())
+    }
+
     /// Writes what the allocator says, if it is new.
     ///
     /// # Errors
@@ -293,5 +317,15 @@ mod tests {
         writer.say(Said { problems: vec![problem.clone()] }).unwrap();
         reader.scan(&Look::All);
         assert_eq!(reader.problems(), [problem]);
+        let [service, group, socket] = ["default/web", "far", "/run/ipam.sock"].map(str::to_owned);
+        let debts: BTreeSet<_> = [Debt { service, group, socket, ip: None }].into();
+        assert!(State::new(temp.path()).debts().is_empty());
+        writer.owe(&debts).unwrap();
+        assert_eq!(State::new(temp.path()).debts(), debts);
+        fs::write(temp.path().join(DEBTS), "{").unwrap();
+        let mut next = State::new(temp.path());
+        assert!(next.debts().is_empty() && next.problems()[0].object.contains(DEBTS), "{:?}", next.problems());
+        next.owe(&debts).unwrap();
+        assert!(next.problems().is_empty(), "{:?}", next.problems());
     }
 }

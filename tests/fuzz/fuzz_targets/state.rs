@@ -93,8 +93,10 @@ fn file(data: &[u8]) {
     fs::create_dir_all(&services).expect("a folder for files");
     fs::write(services.join("a.json"), data).expect("a file");
     fs::write(root.join("allocator.json"), data).expect("a file");
+    fs::write(root.join("sidecars.json"), data).expect("a file");
     let mut state = State::new(root);
     let changed = state.scan(&Look::All);
+    drop(State::new(root).debts());
     let Some(read) = state.services().next().cloned() else {
         assert!(changed.is_empty() && !state.problems().is_empty(), "neither a state nor a problem");
         return;

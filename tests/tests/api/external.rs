@@ -313,9 +313,26 @@ fn on_a_folder() -> Result<()> {
     drop(allocator);
     ensure!(state("b")?["ingress"][0] == "10.20.36.2", "it stays until it is given back");
     sidecar.serve()?;
-    let _allocator = start()?;
+    let allocator = start()?;
     has(&sidecar, "b", "")?;
-    sys::wait_for("its state is gone", Duration::from_secs(20), || Ok(state("b").is_err()))
+    sys::wait_for("its state is gone", Duration::from_secs(20), || Ok(state("b").is_err()))?;
+    // Its answer to the last question is lost with the allocator, and the Service goes before the next one begins.
+    sidecar.mood(Mood::Silent);
+    let third = service("c")?;
+    let asked = || sidecar.calls().iter().any(|call| call.starts_with("Allocate default default/c"));
+    sys::wait_for("it is asked for c", Duration::from_secs(20), || Ok(asked()))?;
+    drop(allocator);
+    sidecar.gives("default", "default/c", "10.20.36.1")?;
+    std::fs::remove_file(third)?;
+    sidecar.mood(Mood::Good);
+    let _allocator = start()?;
+    has(&sidecar, "c", "")?;
+    let debts = manifests.join("state/sidecars.json");
+    sys::wait_for("nothing is owed", Duration::from_secs(20), || {
+        let text = std::fs::read_to_string(&debts)?;
+        ensure!(text.trim() == "[]", "{text}");
+        Ok(true)
+    })
 }
 
 /// The Lease must have room for what is written down about a socket, or nobody leads any more.
