@@ -20,7 +20,7 @@ use super::parse::fault;
 use super::walk::{Place, Stamp, place};
 
 /// The allocator's own, in no node's interest: what sidecars have to take back.
-const DEBTS: &str = "sidecars.json";
+const OWED: &str = "sidecars.json";
 
 /// A Service's status.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -214,7 +214,7 @@ impl State {
 
     /// What sidecars had to take back when the last allocator ended.
     pub fn debts(&mut self) -> BTreeSet<Debt> {
-        let path = self.root.join(DEBTS);
+        let path = self.root.join(OWED);
         match place(&path) {
             Place::File(_) => self.read(&path).unwrap_or_default(),
             _ => BTreeSet::new(),
@@ -226,7 +226,7 @@ impl State {
     /// # Errors
     /// The file cannot be written.
     pub fn owe(&mut self, debts: &BTreeSet<Debt>) -> io::Result<()> {
-        let path = self.root.join(DEBTS);
+        let path = self.root.join(OWED);
         replace(&path, debts)?;
         self.broken.remove(&path);
         Ok(())
@@ -322,9 +322,9 @@ mod tests {
         assert!(State::new(temp.path()).debts().is_empty());
         writer.owe(&debts).unwrap();
         assert_eq!(State::new(temp.path()).debts(), debts);
-        fs::write(temp.path().join(DEBTS), "{").unwrap();
+        fs::write(temp.path().join(OWED), "{").unwrap();
         let mut next = State::new(temp.path());
-        assert!(next.debts().is_empty() && next.problems()[0].object.contains(DEBTS), "{:?}", next.problems());
+        assert!(next.debts().is_empty() && next.problems()[0].object.contains(OWED), "{:?}", next.problems());
         next.owe(&debts).unwrap();
         assert!(next.problems().is_empty(), "{:?}", next.problems());
     }

@@ -96,8 +96,8 @@ pub struct Sidecars {
     kept: BTreeMap<Pair, (Pause, Fault)>,
     /// Of groups whose sidecar is away.
     outages: BTreeMap<String, (Pause, Fault)>,
-    /// From a former allocator, until the first look.
-    inherited: Option<Vec<Debt>>,
+    /// Before the first look debts are those of a former allocator.
+    fresh: bool,
     debts: BTreeSet<Debt>,
 }
 
@@ -113,8 +113,8 @@ impl Sidecars {
             refused: BTreeMap::new(),
             kept: BTreeMap::new(),
             outages: BTreeMap::new(),
-            debts: inherited.iter().cloned().collect(),
-            inherited: Some(inherited),
+            fresh: true,
+            debts: inherited.into_iter().collect(),
         }
     }
 
@@ -334,8 +334,11 @@ impl Sidecars {
     }
 
     fn inherit(&mut self, estate: &Estate, ledger: &Ledger) {
+        if !std::mem::take(&mut self.fresh) {
+            return;
+        }
         let mut debts: BTreeMap<Pair, Vec<Debt>> = BTreeMap::new();
-        for debt in self.inherited.take().into_iter().flatten() {
+        for debt in std::mem::take(&mut self.debts) {
             debts.entry((debt.service.clone(), debt.group.clone())).or_default().push(debt);
         }
         for (pair, debts) in debts {
@@ -355,7 +358,7 @@ impl Sidecars {
     }
 
     fn learn_of(&mut self, name: &str, claim: &Claim, catalog: &Catalog, ledger: &Ledger) {
-        let first = self.inherited.is_some();
+        let first = self.fresh;
         for (group, socket) in groups_of(claim, catalog) {
             let ips: BTreeSet<_> = claim.ingress.iter().copied().filter(|ip| catalog.of(*ip).is_none()).collect();
             let pair = (name.to_owned(), group.to_owned());
